@@ -1,0 +1,52 @@
+# make quickstart   install into .venv, train a small FASeg on drawn scenes, score it, paint its answers
+# make test         install what is missing and run every test
+# make lint         ruff, as CI runs it
+# make install      the environment alone
+#
+# PYTHON=python3.12 makes the environment from another Python, VENV=path puts it elsewhere, PIP_ARGS, ARGS and TEST_ARGS go
+# to pip, train_net.py and pytest.
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+ARGS ?=
+# Two processes suit two cores and their memory; each computes on one thread, since threads of two would fight.
+TEST_ARGS ?= -n 2
+
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip install --disable-pip-version-check $(PIP_ARGS)
+# Files that say what is installed: requirements that are newer are installed again.
+INSTALLED := $(VENV)/.fasegr-installed
+DEV_INSTALLED := $(VENV)/.fasegr-dev-installed
+
+.PHONY: help install quickstart test lint
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+
+install: $(INSTALLED)
+
+quickstart: $(INSTALLED)
+	$(RUN) train_net.py --config-file configs/quickstart/faseg_scenes.yaml $(ARGS)
+
+test: $(DEV_INSTALLED)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest $(TEST_ARGS)
+
+lint: $(DEV_INSTALLED)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+$(INSTALLED): requirements.txt setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+		echo "fasegr needs Python 3.10 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV) || { \
+		echo "Python's venv module does not work; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	# fvcore and iopath come as source: they are built with these, rather than with what is newest on the day
+	$(PIP) setuptools==81.0.0 wheel==0.48.0
+	$(PIP) --no-build-isolation -r requirements.txt
+	$(PIP) --no-build-isolation --no-deps -e .
+	@touch $@
+
+$(DEV_INSTALLED): requirements-dev.txt $(INSTALLED)
+	$(PIP) -r requirements-dev.txt
+	@touch $@
