@@ -1,0 +1,160 @@
+"""The borders of the parts: detectron2 behind one seam, maths without plumbing, files from strangers never run."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "fasegr"
+SEAM = PACKAGE / "d2"
+
+PROGRAM = sorted(
+    [
+        *PACKAGE.rglob("*.py"),
+        *(file for folder in ("tools", "demo", "datasets", "benchmarks") for file in (ROOT / folder).rglob("*.py")),
+        *ROOT.glob("*.py"),
+    ]
+)
+MODELING = PACKAGE / "modeling"
+MATHS = sorted(
+    [
+        *(MODELING / f"{name}.py" for name in ("criterion", "matcher", "point_sampling")),
+        *(MODELING / "pixel_decoder").rglob("*.py"),
+        *(MODELING / "transformer_decoder").rglob("*.py"),
+    ]
+)
+
+
+def _name(file: Path) -> str:
+    return str(file.relative_to(ROOT))
+
+
+def _imports(source: str, package: str) -> set[str]:
+    """Dotted names of the modules that `source`, a module in `package`, imports anywhere, as far as a name tells."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            module = ".".join([*parents, *([node.module] if node.module else [])])
+            found.add(module)
+            found.update(f"{module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            found.update(arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant))
+    return found
+
+
+def _package(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).parent.parts)
+
+
+def _below(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+@pytest.mark.parametrize(
+    ("line", "imported"),
+    [
+        ("import detectron2.utils.comm as comm", "detectron2.utils.comm"),
+        ("def f():\n    from detectron2 import config", "detectron2"),
+        ("importlib.import_module('detectron2.layers')", "detectron2.layers"),
+        ("from ..d2 import comm", "fasegr.d2"),
+        ("from .. import d2", "fasegr.d2"),
+        ("from . import matcher", "fasegr.modeling.matcher"),
+        ("from fasegr import d2", "fasegr.d2"),
+    ],
+)
+def test_imports_are_seen(line, imported):
+    assert imported in _imports(line, "fasegr.modeling")
+
+
+@pytest.mark.parametrize("file", [file for file in PROGRAM if SEAM not in file.parents], ids=_name)
+def test_detectron2_is_imported_in_the_seam_alone(file):
+    names = _imports(file.read_text(), _package(file))
+    assert not sorted(name for name in names if _below(name, "detectron2"))
+
+
+@pytest.mark.parametrize("file", MATHS, ids=_name)
+def test_maths_does_not_know_the_seam(file):
+    """It could be lifted into another program as it is."""
+    names = _imports(file.read_text(), _package(file))
+    assert not sorted(name for name in names if _below(name, "fasegr.d2"))
+
+
+@pytest.mark.parametrize("file", sorted((SEAM / "builtin").rglob("*.py")), ids=_name)
+def test_builtin_stands_alone(file):
+    names = _imports(file.read_text(), _package(file))
+    ours = {name for name in names if _below(name, "fasegr")}
+    assert not sorted(name for name in ours if not _below(name, "fasegr.d2.builtin"))
+
+
+RUNS_CODE = re.compile(
+    r"""yaml\.(unsafe_load|full_load)\b | UnsafeLoader | FullLoader
+    | weights_only\s*=\s*False
+    | \b(pickle|dill|joblib|cloudpickle)\.loads?\( | \bpickle\.Unpickler\(
+    | (?<![\w.])(eval|exec)\(
+    | allow_pickle\s*=\s*True | allow_unsafe\s*=\s*True
+    | shell\s*=\s*True | \bos\.system\(""",
+    re.VERBOSE,
+)
+
+
+def _code(source: str) -> str:
+    """`source` without comments, docstrings and messages, which may name what the code must not do."""
+
+    class Blank(ast.NodeTransformer):
+        def visit_Constant(self, node):
+            return ast.Constant("") if isinstance(node.value, str) else node
+
+        def visit_JoinedStr(self, node):
+            return ast.Constant("")
+
+    return ast.unparse(Blank().visit(ast.parse(source)))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "torch.load(f, weights_only=False)",
+        "pickle.load(f, encoding='latin1')",
+        "yaml.load(f, Loader=yaml.FullLoader)",
+        "eval(text)",
+        "cfg.merge_from_file(f, allow_unsafe=True)",
+    ],
+)
+def test_unsafe_reading_is_seen(line):
+    assert RUNS_CODE.search(_code(line))
+
+
+@pytest.mark.parametrize("line", ["model.eval()", "'eval(x)'", "yaml.safe_load(f)", "torch.load(f, weights_only=True)"])
+def test_safe_reading_is_let_through(line):
+    assert not RUNS_CODE.search(_code(line))
+
+
+@pytest.mark.parametrize("file", PROGRAM, ids=_name)
+def test_files_from_strangers_are_not_run(file):
+    assert not RUNS_CODE.findall(_code(file.read_text()))
+
+
+@pytest.mark.parametrize("file", PROGRAM, ids=_name)
+def test_torch_load_says_that_it_reads_weights_only(file):
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+            assert "weights_only" in {keyword.arg for keyword in node.keywords}, f"line {node.lineno}"
+
+
+@pytest.mark.parametrize("file", PROGRAM, ids=_name)
+def test_yaml_is_read_by_safe_loaders(file):
+    tree = ast.parse(file.read_text())
+    safe = {"yaml.SafeLoader", "yaml.CSafeLoader"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef) and safe & {ast.unparse(base) for base in node.bases}:
+            safe.add(node.name)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "yaml.load":
+            loaders = {ast.unparse(keyword.value) for keyword in node.keywords if keyword.arg == "Loader"}
+            assert loaders, f"line {node.lineno}"
+            assert loaders <= safe, f"line {node.lineno}"
