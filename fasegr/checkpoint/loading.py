@@ -1,0 +1,158 @@
+"""Weights into a model: all of them, a backbone, or all but the classifier of other classes; nothing in between.
+
+What is loaded is decided on names and shapes before the first entry of the model is touched.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from .names import may_be_missing, to_our_names
+from .paths import local_path
+from .reading import read_checkpoint
+
+CLASS_HEAD = "sem_seg_head.predictor.class_embed."  # (classes + 1, ...): all that depends on the number of classes
+KINDS = ("full", "backbone", "fine-tune")
+
+_logger = logging.getLogger(__name__)
+
+
+class LoadReport(NamedTuple):
+    """How the weights of a file fit a model. Names are the model's unless said otherwise.
+
+    kind: "full" (every entry fits), "backbone" (the whole backbone and nothing else), "fine-tune" (all but the
+    classifier, which is of another number of classes and keeps its random start), or "other" (weights of another model,
+    which `load_checkpoint` refuses).
+    renamed: the model's name -> the file's. unexpected: what the file has besides, translated where it could be.
+    mismatched: (name, shape in the file, shape in the model). extras: names in the file that are known and not needed.
+    """
+
+    path: str
+    kind: str
+    matched: list[str]
+    renamed: dict[str, str]
+    missing: list[str]
+    unexpected: list[str]
+    mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]]
+    extras: list[str]
+
+    def table(self) -> str:
+        """Counts for every module of the model; columns without an entry are left out."""
+        columns = {
+            "matched": self.matched,
+            "renamed": self.renamed,
+            "missing": self.missing,
+            "unexpected": self.unexpected,
+            "other shape": [name for name, _, _ in self.mismatched],
+        }
+        counts = {head: Counter(map(_module, names)) for head, names in columns.items() if names}
+        modules = sorted(set().union(*counts.values()))
+        width = max(map(len, ["module", *modules]))
+        lines = [f"{'module':{width}}" + "".join(f"{head:>13}" for head in counts)]
+        lines += [f"{m:{width}}" + "".join(f"{count[m] or '-':>13}" for count in counts.values()) for m in modules]
+        if self.extras:
+            lines.append(f"not needed and left out: {_some(self.extras)}")
+        return "\n".join(lines)
+
+    def differences(self) -> str:
+        """Examples of what does not fit."""
+        shapes = [f"{name} {there} in the file, {here} in the model" for name, there, here in self.mismatched]
+        lists = {"other shape": shapes, "missing": self.missing, "unexpected": self.unexpected}
+        return "\n".join(f"{head}: {_some(names)}" for head, names in lists.items() if names)
+
+
+def _module(name: str) -> str:
+    """sem_seg_head.predictor.class_embed.weight -> sem_seg_head.predictor"""
+    return ".".join(name.split(".")[:-1][:2]) or name
+
+
+def _some(names: list[str], most: int = 4) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return "; ".join(names[:most]) + more
+
+
+def load_checkpoint(model: nn.Module, path: str) -> LoadReport:
+    """Load the weights in `path` (file, URL or name of a model zoo) into `model`, log a table, return what fitted.
+
+    Raises what `local_path` and `read_checkpoint` raise, and ValueError for weights of another model, which are refused
+    before anything is loaded.
+    """
+    return load_weights(model, read_checkpoint(local_path(path)).weights, path)
+
+
+def load_weights(
+    model: nn.Module, weights: Mapping[str, Tensor], path: str, *, kinds: Collection[str] = KINDS
+) -> LoadReport:
+    """Load `weights` (name -> tensor) of the file `path` if they fit `model` in one of `kinds`; ValueError if not."""
+    model = unwrap(model)
+    report = compare(model, weights, path)
+    if report.kind not in kinds:
+        raise ValueError(_refusal(report))
+    model.load_state_dict({name: weights[report.renamed.get(name, name)] for name in report.matched}, strict=False)
+    _log(report)
+    return report
+
+
+def compare(model: nn.Module, weights: Mapping[str, Tensor], path: str) -> LoadReport:
+    """How `weights` fit `model`; loads nothing."""
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    to_file, extras = to_our_names(weights, expected)
+    found = {name: tuple(weights[in_file].shape) for name, in_file in to_file.items()}
+    common = [name for name in expected if name in found]
+    matched = [name for name in common if found[name] == expected[name]]
+    mismatched = [(name, found[name], expected[name]) for name in common if found[name] != expected[name]]
+    missing = [name for name in expected if name not in found and not may_be_missing(name)]
+    unexpected = [name for name in found if name not in expected]
+    renamed = {name: to_file[name] for name in matched if to_file[name] != name}
+    kind = _kind(matched, missing, unexpected, mismatched)
+    return LoadReport(path, kind, matched, renamed, missing, unexpected, mismatched, extras)
+
+
+def _kind(matched: list[str], missing: list[str], unexpected: list[str], mismatched: list[tuple]) -> str:
+    if unexpected or not matched:
+        return "other"
+    if mismatched:
+        # Only the number of rows may differ: another width of the head is another model.
+        classes = all(name.startswith(CLASS_HEAD) and there[1:] == here[1:] for name, there, here in mismatched)
+        return "fine-tune" if classes and not missing else "other"
+    if not missing:
+        return "full"
+    in_backbone = [name.startswith("backbone.") for name in matched]
+    return "backbone" if all(in_backbone) and not any(name.startswith("backbone.") for name in missing) else "other"
+
+
+def _refusal(report: LoadReport) -> str:
+    total = len(report.matched) + len(report.mismatched) + len(report.missing)
+    if report.kind == "other":
+        found = "weights of another model"
+        way_out = "Use the config that they were trained with (its MODEL keys), or other weights as MODEL.WEIGHTS."
+    else:
+        found = "the state of a training of another model"
+        way_out = (
+            "To resume, keep the MODEL keys of that run; to start from its weights, train without --resume, with them "
+            "as MODEL.WEIGHTS and another OUTPUT_DIR."
+        )
+    return (
+        f"{report.path} holds {found}: {len(report.matched)} of {total} entries fit. Nothing was loaded. {way_out}\n"
+        f"{report.table()}\n{report.differences()}"
+    )
+
+
+def _log(report: LoadReport) -> None:
+    if report.kind == "fine-tune":
+        _, there, here = report.mismatched[0]
+        what = f"all but its {there[0] - 1} classes; our {here[0] - 1} classes keep their random start (fine-tuning)"
+    else:
+        what = {"full": "the whole model", "backbone": "the backbone; the rest keeps its random start"}[report.kind]
+    _logger.info("Loaded %d entries of %s: %s\n%s", len(report.matched), report.path, what, report.table())
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside (Distributed)DataParallel and torch.compile, which put a prefix before every name."""
+    if isinstance(model, DistributedDataParallel | DataParallel):
+        model = model.module
+    return getattr(model, "_orig_mod", model)

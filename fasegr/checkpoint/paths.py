@@ -1,0 +1,51 @@
+"""Where weights lie: a local path, a URL, or a name of detectron2's model zoo; a local file in the end."""
+
+import os
+from urllib.parse import urlparse
+
+from iopath.common.file_io import HTTPURLHandler, PathManager, get_cache_dir
+
+ZOOS = {"detectron2://": "https://dl.fbaipublicfiles.com/detectron2/"}
+DOWNLOADED = ("http://", "https://")
+
+_MANAGER = PathManager()  # of its own: handlers that other programs register, or two runtimes, change nothing here
+_MANAGER.register_handler(HTTPURLHandler())
+
+
+def local_path(path: str) -> str:
+    """The local file behind `path`, downloaded to iopath's cache first where it is a URL or a name of a model zoo.
+
+    Raises FileNotFoundError for a local file that is not there, ValueError for a scheme that nothing serves, and
+    ConnectionError where a download fails, which says where a file that was fetched by hand belongs.
+    """
+    url = next((base + path.removeprefix(zoo) for zoo, base in ZOOS.items() if path.startswith(zoo)), path)
+    if url.startswith(DOWNLOADED):
+        return _downloaded(path, url)
+    if "://" in url:
+        schemes = ", ".join([*ZOOS, *DOWNLOADED])
+        raise ValueError(f"weights {path!r}: nothing here reads that scheme; use a local path or one of {schemes}")
+    return _existing(os.path.expanduser(path))
+
+
+def _downloaded(path: str, url: str) -> str:
+    try:
+        return _MANAGER.get_local_path(url)
+    except OSError as error:  # urllib's URLError and HTTPError, timeouts, and a full or read-only disk
+        parts = urlparse(url).path.lstrip("/")
+        raise ConnectionError(
+            f"could not download {path} from {url} ({error}). Fetch it on another machine and either put it at "
+            f"{os.path.join(get_cache_dir(), parts)} or pass its path as MODEL.WEIGHTS"
+        ) from error
+
+
+def _existing(path: str) -> str:
+    if os.path.isfile(path):
+        return path
+    if os.path.isdir(path):
+        held = sorted(name for name in os.listdir(path) if name.endswith((".pth", ".pt", ".pkl", ".safetensors")))
+        hint = f"name a file in it ({', '.join(held[-5:])})" if held else "there is no weights file in it"
+        raise FileNotFoundError(f"weights {path!r} is a folder; {hint}")
+    raise FileNotFoundError(
+        f"there is no weights file {path!r} (looked from {os.getcwd()}); pass an existing file, a URL or the name of a "
+        "model zoo as MODEL.WEIGHTS, or '' to start from random weights"
+    )

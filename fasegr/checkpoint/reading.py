@@ -1,0 +1,176 @@
+"""Reading a checkpoint file without running what is in it.
+
+A pickle is a program: whoever wrote the file decides what runs when it is read. Here it can only build numbers.
+`.safetensors` holds nothing else by design; a torch file is read with `weights_only=True`; the `.pkl` of model zoos
+goes through an unpickler that knows numpy arrays, torch tensors and plain containers and refuses every other name.
+"""
+
+import codecs
+import collections
+import io
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+
+# Where files keep the state dict: detectron2 and Swin; timm and Lightning; the PyTorch tutorials.
+MODEL_KEYS = ("model", "state_dict", "model_state_dict")
+_EXPECTED = f"expected a state dict (names to tensors), alone or under one of {', '.join(MODEL_KEYS)}"
+_WRAPPERS = ("module.", "_orig_mod.")  # put before every name by DistributedDataParallel and by torch.compile
+
+
+class Contents(NamedTuple):
+    """What a checkpoint file holds.
+
+    weights: name -> tensor on the CPU, without the prefixes of wrappers; rest: what was saved next to them (optimizer,
+    iteration, ...).
+    """
+
+    weights: dict[str, Tensor]
+    rest: dict[str, Any]
+
+
+def read_checkpoint(path: str) -> Contents:
+    """Read the local file `path`: `.safetensors`, `.pkl`, and anything else as a file of `torch.save`.
+
+    Raises OSError where it cannot be opened, and ValueError naming it where it is damaged, holds more than data, or has
+    no weights in it.
+    """
+    with open(path, "rb") as file:  # so that a missing or locked file is not taken for a damaged one below
+        start = file.read(64)
+    if path.endswith(".safetensors"):
+        read = safetensors.torch.load_file
+    elif path.endswith((".pkl", ".pickle")):
+        read = _read_pickle
+    else:
+        read = _read_torch
+    try:
+        data = read(path)
+    except ForbiddenGlobal as error:
+        raise ValueError(
+            f"{path} was not read: besides numbers it holds {error}, and reading that could run code. If you trust its "
+            "origin, load it with the program that wrote it and save the state dict alone, with torch.save or as "
+            ".safetensors"
+        ) from error
+    except Exception as error:  # a cut or foreign file makes the readers raise anything from KeyError to OSError
+        message = str(error).strip() or "no further message"
+        raise ValueError(
+            f"{path} ({os.path.getsize(path)} bytes) cannot be read as a checkpoint: {_suspicion(start)} "
+            f"[{type(error).__name__}: {message.splitlines()[0]}]"
+        ) from error
+    return _unnest(data, path)
+
+
+def _suspicion(start: bytes) -> str:
+    """What a file that is no checkpoint may be, from its first bytes."""
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a git-lfs pointer, not the file itself; run `git lfs pull`."
+    if start.lstrip()[:1] == b"<":
+        return "it is a web page, not weights; the link it came from is no direct download."
+    return "it is damaged or incomplete, or no checkpoint; copy or download it again, or use an earlier one."
+
+
+def _unnest(data: Any, path: str) -> Contents:
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{path} holds a {type(data).__name__}; {_EXPECTED}")
+    key = next((key for key in MODEL_KEYS if isinstance(data.get(key), Mapping)), None)
+    named, rest = (data, {}) if key is None else (data[key], {name: data[name] for name in data if name != key})
+    if not named:
+        raise ValueError(f"{path} holds no weights: {'the file' if key is None else repr(key)} is an empty dict")
+    weights = {}
+    for name, value in named.items():
+        if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufc":
+            # a copy, since torch takes neither foreign byte orders nor memory that is read-only
+            value = torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("=")))
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise ValueError(f"{path}: {name!r} is a {type(value).__name__}, not a tensor; {_EXPECTED}")
+        weights[name] = value.detach()
+    for wrapper in _WRAPPERS * 2:  # either may be around the other
+        if all(name.startswith(wrapper) for name in weights):
+            weights = {name.removeprefix(wrapper): value for name, value in weights.items()}
+    return Contents(weights, rest)
+
+
+class ForbiddenGlobal(pickle.UnpicklingError):
+    """A pickle asks for a name that is not on the list. The message is the name."""
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """What bytes look like in a protocol-2 pickle; no other codec than the one such pickles use."""
+    if encoding != "latin1":
+        raise ForbiddenGlobal(f"_codecs.encode to {encoding}")
+    return codecs.encode(text, "latin1")
+
+
+def _tensor_storage(data: bytes) -> Any:
+    """The storage of a pickled tensor, a torch file of its own; torch's function of this name reads it unguarded."""
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+
+
+# What arrays and scalars are rebuilt by, asked of numpy itself: the module that holds it has moved (core, _core).
+_NUMPY_BUILDERS = {
+    "multiarray._reconstruct": np.empty(1).__reduce__()[0],
+    "multiarray.scalar": np.float64(0).__reduce__()[0],
+    "numeric._frombuffer": np.empty(1).__reduce_ex__(5)[0],
+}
+_NUMPY_GLOBALS = {
+    "numpy.ndarray": np.ndarray,
+    "numpy.dtype": np.dtype,
+    **{f"numpy.{core}.{name}": build for name, build in _NUMPY_BUILDERS.items() for core in ("core", "_core")},
+    "_codecs.encode": _latin1,
+}
+_PICKLE_GLOBALS = {
+    **_NUMPY_GLOBALS,
+    "collections.OrderedDict": collections.OrderedDict,
+    "torch._utils._rebuild_tensor_v2": torch._utils._rebuild_tensor_v2,
+    "torch._utils._rebuild_parameter": torch._utils._rebuild_parameter,
+    "torch.storage._load_from_bytes": _tensor_storage,
+}
+
+
+class _DataUnpickler(pickle.Unpickler):
+    """An unpickler that resolves the names of _PICKLE_GLOBALS and no other."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return _PICKLE_GLOBALS[f"{module}.{name}"]
+        except KeyError:
+            raise ForbiddenGlobal(f"{module}.{name}") from None
+
+
+def _read_pickle(path: str) -> Any:
+    with open(path, "rb") as file:
+        return _DataUnpickler(file, encoding="latin1").load()  # Python 2 wrote the older zoo files
+
+
+def check_readable(path: str) -> None:
+    """ValueError if the torch file `path` holds what `read_checkpoint` refuses. Maps the file: tensors cost nothing."""
+    try:
+        _read_torch(path, mmap=True)
+    except ForbiddenGlobal as error:
+        raise ValueError(
+            f"the state to save holds {error}, which could not be read back without running code; keep to tensors, "
+            "numpy arrays, numbers, strings, and lists and dicts of them"
+        ) from error
+
+
+def _read_torch(path: str, mmap: bool = False) -> Any:
+    # Training states hold a few numpy numbers (a best score, a random state), which weights_only alone refuses.
+    dtypes = {type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["AllFloat"] + "?"}
+    admitted = [*((value, name) for name, value in _NUMPY_GLOBALS.items()), *dtypes]
+    with torch.serialization.safe_globals(admitted):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        except pickle.UnpicklingError as error:
+            # torch's message is a page of advice to read the file unguarded; the name or the reason is in it.
+            forbidden = re.search(r"GLOBAL (\S+)", str(error))
+            if forbidden:
+                raise ForbiddenGlobal(forbidden[1]) from error
+            reason = re.search(r"WeightsUnpickler error: (.*)", str(error))
+            raise pickle.UnpicklingError(reason[1] if reason else "not a file of torch.save") from error
