@@ -1,0 +1,146 @@
+"""From a record of a dataset to what the segmentor takes, for semantic segmentation."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fasegr.d2 import MetadataCatalog, configurable
+from fasegr.data.augmentation import (
+    Box,
+    RandomCrop,
+    ShortestEdge,
+    SSDColour,
+    change_colour,
+    pad_to_multiple,
+    resize_image,
+    resize_label,
+)
+from fasegr.data.image_io import BadFile, check_label_size, check_label_values, open_image, read_label
+
+__all__ = ["SemanticMapper"]
+
+PAD_LEVEL = 128  # middle grey, near the mean that the segmentor subtracts
+
+
+class SemanticMapper:
+    """Reads, augments and packs one image and its label map.
+
+    Training: the shorter side is drawn, a window cropped, colours distorted, the image flipped and padded, and one
+    binary mask made for each class present. Testing: the shorter side is set, and labels are not read.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        is_train: bool = True,
+        *,
+        resize: ShortestEdge,
+        crop: RandomCrop | None = None,
+        colour: SSDColour | None = None,
+        flip: str = "none",
+        size_divisibility: int = -1,
+        num_classes: int = 0,
+        ignore_label: int = 255,
+    ):
+        """flip: "horizontal", "vertical" or "none". size_divisibility: sides are padded to a multiple; -1 does not pad.
+        num_classes, ignore_label: what label maps may hold. All but `resize` concern training."""
+        if flip not in ("horizontal", "vertical", "none"):
+            raise ValueError(f"INPUT.RANDOM_FLIP is {flip!r}; it must be 'horizontal', 'vertical' or 'none'")
+        if not 0 <= ignore_label <= 65535:
+            raise ValueError(f"the ignore label is {ignore_label}; label maps can hold 0..65535 (255 is usual)")
+        self.is_train = is_train
+        self.resize = resize
+        self.crop = crop
+        self.colour = colour
+        self.flip = flip
+        self.size_divisibility = size_divisibility
+        self.num_classes = num_classes
+        self.ignore_label = ignore_label
+
+    @classmethod
+    def from_config(cls, cfg, is_train: bool = True) -> dict:
+        if cfg.INPUT.FORMAT != "RGB":
+            raise ValueError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}; FASeg's weights and means are for 'RGB'")
+        if not is_train:
+            return {"is_train": False, "resize": ShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)}
+        ignore_label = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+        if cfg.DATASETS.TRAIN:
+            ignore_label = getattr(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]), "ignore_label", ignore_label)
+        crop = cfg.INPUT.CROP
+        return {
+            "is_train": True,
+            "resize": ShortestEdge(
+                cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
+            ),
+            "crop": RandomCrop(crop.TYPE, crop.SIZE, crop.SINGLE_CATEGORY_MAX_AREA, ignore_label)
+            if crop.ENABLED
+            else None,
+            "colour": SSDColour() if cfg.INPUT.COLOR_AUG_SSD else None,
+            "flip": cfg.INPUT.RANDOM_FLIP,
+            "size_divisibility": cfg.INPUT.SIZE_DIVISIBILITY,
+            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            "ignore_label": ignore_label,
+        }
+
+    def __call__(self, record: dict, rng: np.random.Generator | None = None) -> dict:
+        """record: "file_name" and, for training, "sem_seg_file_name".
+
+        Returns "file_name", "image" (uint8, 3 x H x W, RGB), "height" and "width" (of the file), and for training
+        "labels" (int64, K; the classes present, ascending) and "masks" (bool, K x H x W). All randomness comes from
+        `rng`.
+        """
+        image = open_image(record["file_name"])
+        sample = {"file_name": record["file_name"], "height": image.height, "width": image.width}
+        if not self.is_train:
+            size = self.resize.scaled((image.height, image.width), self.resize.lengths[0])
+            return {**sample, "image": torch.from_numpy(_channels_first(resize_image(image, size, Box(0, 0, *size))))}
+        if rng is None:
+            # in a loader that passes none, numpy's global state is what its workers have seeded
+            rng = np.random.default_rng(np.random.randint(2**31))
+        pixels, labels = self._augment(image, self._read_label(record, image), rng)
+        classes = np.flatnonzero(np.bincount(labels.ravel()))
+        classes = classes[classes != self.ignore_label]
+        return {
+            **sample,
+            "image": torch.from_numpy(pixels),
+            "labels": torch.from_numpy(classes),
+            "masks": torch.from_numpy(labels == classes.astype(labels.dtype)[:, None, None]),
+        }
+
+    def _read_label(self, record: dict, image: Image.Image) -> np.ndarray:
+        path: str | Path | None = record.get("sem_seg_file_name")
+        if path is None:
+            raise BadFile(f"{record['file_name']}: its record has no 'sem_seg_file_name'; training needs a label map")
+        labels = read_label(path)
+        if self.ignore_label > 255:
+            labels = labels.astype(np.uint16)  # padding needs room for the ignore label
+        check_label_size(path, labels.shape, record["file_name"], (image.height, image.width))
+        check_label_values(labels, self.num_classes, self.ignore_label, path)
+        return labels
+
+    def _augment(self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator):
+        """uint8 (3, H, W) and (H, W), contiguous."""
+        size = self.resize.draw(rng, labels.shape)
+        box = self.crop.draw(rng, labels, size) if self.crop else Box(0, 0, *size)
+        colour = self.colour.draw(rng) if self.colour else None
+        flips = self.flip != "none" and rng.random() < 0.5
+
+        image, labels = resize_image(image, size, box), resize_label(labels, size, box)
+        if flips:
+            horizontal = self.flip == "horizontal"
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT if horizontal else Image.Transpose.FLIP_TOP_BOTTOM)
+            labels = labels[:, ::-1] if horizontal else labels[::-1]
+        pixels = _channels_first(image)
+        if colour is not None:
+            pixels = change_colour(pixels, colour)
+        return (
+            pad_to_multiple(pixels, self.size_divisibility, PAD_LEVEL),
+            np.ascontiguousarray(pad_to_multiple(labels, self.size_divisibility, self.ignore_label)),
+        )
+
+
+def _channels_first(image: Image.Image) -> np.ndarray:
+    """A contiguous, writable copy: (3, H, W)."""
+    return np.array(np.asarray(image).transpose(2, 0, 1), order="C")

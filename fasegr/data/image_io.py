@@ -1,0 +1,170 @@
+"""Reading photographs and label maps, whatever way they were saved."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+__all__ = [
+    "BadFile",
+    "check_label_size",
+    "check_label_values",
+    "image_size",
+    "label_size",
+    "open_image",
+    "read_image",
+    "read_label",
+]
+
+_ORIENTATION = 0x0112  # EXIF tag: how the camera was held
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange height and width
+_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # "I": what some versions of Pillow open 16-bit PNGs as
+_SCALED_GREYS = ("1", "L;2", "L;4")  # PNGs of less than 8 bits, whose values every reader stretches to 0..255
+
+
+class BadFile(ValueError):
+    """A file that cannot be used as what it is given as; the message names it and says what was expected."""
+
+
+def _open(path: str | Path) -> Image.Image:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: there is no such file")
+    try:
+        return Image.open(path)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise BadFile(f"{path}: cannot be read as an image ({error})") from error
+
+
+def _decode(image: Image.Image, path: str | Path) -> Image.Image:
+    try:
+        image.load()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise BadFile(f"{path}: the image data is damaged or cut short ({error}); restore the file") from error
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except (SyntaxError, ValueError, KeyError):
+        return 1  # damaged EXIF says nothing about the pixels, which are fine; the photograph is taken to be upright
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) of the upright photograph, from the header alone."""
+    with _open(path) as image:
+        width, height = image.size
+        return (width, height) if _orientation(image) in _SIDEWAYS else (height, width)
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """The photograph as an upright PIL image in mode RGB.
+
+    Grey is repeated, transparency is dropped, a palette is looked up, 16 bits are scaled to 8, and the EXIF
+    orientation is applied. Raises FileNotFoundError, or BadFile where the file is damaged or its pixels have no range
+    to scale from.
+    """
+    with _open(path) as opened:
+        image = _decode(opened, path)
+        orientation = _orientation(opened)
+        if image.mode in _SIXTEEN_BIT:
+            values = np.asarray(image)
+            if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
+                raise BadFile(
+                    f"{path}: its values are {values.min()}..{values.max()}; an image has 8 or 16 bits a channel"
+                )
+            image = Image.fromarray(((values.astype(np.int64) + 128) // 257).astype(np.uint8))
+        elif image.mode == "F":
+            raise BadFile(f"{path}: holds floating-point values; expected 8 or 16 bits a channel, so convert it first")
+        try:
+            image = image.convert("RGB")
+        except ValueError as error:
+            raise BadFile(f"{path}: colours of mode {image.mode} cannot be converted to RGB") from error
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """`open_image` as an array: uint8 (H, W, 3), RGB."""
+    return np.array(open_image(path))
+
+
+def _open_label(path: str | Path) -> Image.Image:
+    image = _open(path)
+    raw_mode = image.tile[0][3] if image.tile else image.mode
+    if isinstance(raw_mode, tuple):
+        raw_mode = raw_mode[0]
+    problem = None
+    if image.mode in ("1", "L") and raw_mode in _SCALED_GREYS:
+        problem = "is a grey image of less than 8 bits, whose values programs read differently"
+    elif image.mode not in ("L", "P", *_SIXTEEN_BIT):
+        problem = f"has colours or transparency (mode {image.mode})"
+    if problem:
+        image.close()
+        raise BadFile(
+            f"{path}: {problem}; a label map has one channel (8 or 16 bits, or a palette) "
+            "whose values are class numbers, counted from 0"
+        )
+    return image
+
+
+def label_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) of a label map, from the header alone. Raises what `read_label` raises for a wrong kind of
+    file."""
+    with _open_label(path) as image:
+        return image.height, image.width
+
+
+def read_label(path: str | Path) -> np.ndarray:
+    """A label map: (H, W) of class numbers, uint8, or uint16 from 16-bit files. Of a palette image, the indices.
+
+    EXIF is not looked at: a label map is drawn for the upright photograph.
+    """
+    with _open_label(path) as opened:
+        labels = np.array(_decode(opened, path))
+    if labels.dtype == np.uint8:
+        return labels
+    if labels.min(initial=0) < 0 or labels.max(initial=0) > 65535:
+        raise BadFile(f"{path}: its values are {labels.min()}..{labels.max()}; expected class numbers of 0..65535")
+    return labels.astype(np.uint16)
+
+
+def check_label_size(
+    label_path: str | Path, label_size: tuple[int, int], image_path: str | Path, image_size: tuple[int, int]
+) -> None:
+    """Raises BadFile, naming both files, where a label map does not fit its upright photograph; sizes: (height,
+    width)."""
+    if tuple(label_size) == tuple(image_size):
+        return
+    message = (
+        f"{label_path}: is {label_size[1]} x {label_size[0]} (width x height), but its image {image_path} "
+        f"is {image_size[1]} x {image_size[0]}; every pixel of the image needs its label"
+    )
+    if tuple(label_size) == tuple(image_size)[::-1]:
+        message += ". The image may be stored on its side, with a note in its EXIF data: label it as viewers show it"
+    raise BadFile(message)
+
+
+def check_label_values(labels: np.ndarray, num_classes: int, ignore_label: int, path: str | Path) -> None:
+    """Raises BadFile, naming the file and the values, where `labels` (unsigned integers) hold what is neither a class
+    nor `ignore_label`."""
+    if labels.dtype == np.uint8:
+        counts = np.asarray(Image.fromarray(labels).histogram())  # a third of the time of bincount
+    else:
+        counts = np.bincount(labels.ravel())
+    counts[ignore_label : ignore_label + 1] = 0
+    strange = num_classes + np.flatnonzero(counts[num_classes:])
+    if len(strange):
+        values = ", ".join(map(str, strange[:5])) + (", ..." if len(strange) > 5 else "")
+        raise BadFile(
+            f"{path}: holds the label {values}; with {num_classes} classes expected 0..{num_classes - 1}, "
+            f"or {ignore_label} for pixels to ignore. Number the classes from 0 or correct the list of classes"
+        )

@@ -1,0 +1,190 @@
+from itertools import chain, islice
+
+import numpy as np
+import pytest
+import torch
+
+from fasegr.d2 import DatasetCatalog, MetadataCatalog, comm
+from fasegr.data.build import (
+    StreamSampler,
+    TrainStream,
+    build_test_loader,
+    build_train_loader,
+    check_num_classes,
+)
+from fasegr.data.datasets import register_from_config
+
+pytestmark = pytest.mark.usefixtures("catalogs")
+
+
+@pytest.fixture
+def data_cfg(cfg, make_folder):
+    root = make_folder()
+    cfg.DATASETS.FOLDER.NAME = "mine"
+    cfg.DATASETS.FOLDER.ROOT = str(root)
+    cfg.DATASETS.FOLDER.CLASSES = str(root / "classes.txt")
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("mine_train",), ("mine_val",)
+    cfg.SOLVER.IMS_PER_BATCH = 4
+    register_from_config(cfg)
+    return cfg
+
+
+def remember(record, rng):
+    return record["id"], record["position"], rng.random()
+
+
+# the stream
+
+
+def test_an_epoch_has_every_record_once():
+    stream = TrainStream([{"id": i} for i in range(7)], remember, seed=5)
+    assert len(stream) == 7
+    epochs = [[stream[position][0] for position in range(e * 7, e * 7 + 7)] for e in range(20)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 15  # another order each time
+
+
+def test_the_stream_is_a_function_of_seed_and_position():
+    records = [{"id": i} for i in range(7)]
+    stream = TrainStream(records, remember, seed=5)
+    ahead = [stream[position] for position in range(40)]
+    positions = np.random.default_rng(0).permutation(40)
+    again = TrainStream(records, remember, seed=5)
+    for position in positions.tolist():
+        assert again[position] == ahead[position]
+        assert ahead[position][1] == position
+    assert len({drawn for _, _, drawn in ahead}) == 40  # every position has random numbers of its own
+    other = TrainStream(records, remember, seed=6)
+    assert [other[position][0] for position in range(40)] != [record for record, _, _ in ahead]
+    assert records == [{"id": i} for i in range(7)]
+
+
+# the sampler
+
+
+@pytest.mark.parametrize(("world", "accumulate"), [(1, 1), (1, 3), (2, 1), (4, 1), (2, 3), (3, 2)])
+def test_processes_share_every_micro_batch(world, accumulate):
+    batch, iterations = 12, 5
+    share = batch // world // accumulate
+    ranks = [StreamSampler(batch, accumulate, rank, world) for rank in range(world)]
+    taken = [list(islice(sampler, iterations * batch // world)) for sampler in ranks]
+    assert sorted(chain(*taken)) == list(range(iterations * batch))
+    for micro_batch in range(iterations * accumulate):
+        positions = list(chain(*(mine[micro_batch * share : (micro_batch + 1) * share] for mine in taken)))
+        first = micro_batch * batch // accumulate
+        assert positions == list(range(first, first + batch // accumulate))
+
+
+def test_resuming_skips_what_was_seen():
+    uninterrupted = list(islice(StreamSampler(12, 2, 1, 3), 40))
+    resumed = StreamSampler(12, 2, 1, 3)
+    resumed.start_iteration = 6
+    assert list(islice(resumed, 40 - 24)) == uninterrupted[24:]
+
+
+@pytest.mark.parametrize(("batch", "accumulate", "world"), [(5, 1, 2), (4, 3, 1), (4, 2, 4), (0, 1, 1)])
+def test_batches_that_cannot_be_shared_are_refused(batch, accumulate, world):
+    message = rf"IMS_PER_BATCH is {batch}; .* = {world} x {accumulate}"
+    with pytest.raises(ValueError, match=message):
+        StreamSampler(batch, accumulate, 0, world)
+
+
+# loaders
+
+
+def identity(samples):
+    return [
+        (sample["file_name"], sample["image"].sum().item(), tuple(sample["masks"].sum((1, 2)).tolist()))
+        for sample in samples
+    ]
+
+
+def first_batches(cfg, count, start=0, seed=3):
+    loader, sampler = build_train_loader(cfg, seed)
+    sampler.start_iteration = start
+    return [identity(batch) for batch in islice(loader, count)]
+
+
+def test_training_batches(data_cfg):
+    loader, _ = build_train_loader(data_cfg, seed=3)
+    batch = next(iter(loader))
+    assert len(batch) == 4
+    for sample in batch:
+        assert sample["image"].shape == (3, 24, 24) and sample["image"].dtype == torch.uint8
+        assert sample["masks"].shape == (len(sample["labels"]), 24, 24)
+        assert (sample["height"], sample["width"]) == (30, 40)
+
+
+def test_workers_and_resuming_change_nothing(data_cfg):
+    plain = first_batches(data_cfg, 8)
+    assert first_batches(data_cfg, 8, seed=4) != plain
+    assert first_batches(data_cfg, 5, start=3) == plain[3:]
+    data_cfg.DATALOADER.NUM_WORKERS = 2
+    assert first_batches(data_cfg, 8) == plain
+    assert first_batches(data_cfg, 5, start=3) == plain[3:]
+
+
+def test_processes_and_accumulation_change_nothing(data_cfg, monkeypatch):
+    plain = list(chain(*first_batches(data_cfg, 4)))
+    data_cfg.SOLVER.ACCUMULATE = 2
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    shared = []
+    for rank in range(2):
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        shared.append(first_batches(data_cfg, 8))
+    assert {len(batch) for batches in shared for batch in batches} == {1}
+    assert [sample for batches in zip(*shared, strict=True) for sample in chain(*batches)] == plain
+
+
+def test_several_training_sets(data_cfg):
+    data_cfg.DATASETS.TRAIN = ("mine_train", "mine_val")
+    loader, _ = build_train_loader(data_cfg, seed=0)
+    files = [sample["file_name"] for batch in islice(loader, 7) for sample in batch]
+    assert len(set(files)) == 7 and len(set(files[:7])) == 7
+
+
+def test_test_loader(data_cfg):
+    batches = list(build_test_loader(data_cfg, "mine_val"))
+    assert [len(batch) for batch in batches] == [1, 1]
+    files = [batch[0]["file_name"] for batch in batches]
+    assert files == [record["file_name"] for record in DatasetCatalog.get("mine_val")]
+    assert batches[0][0]["image"].shape == (3, 32, 43)
+    assert "masks" not in batches[0][0]
+
+
+def test_unknown_names_are_refused(data_cfg):
+    data_cfg.DATASETS.TRAIN = ("mine_trian",)
+    with pytest.raises(ValueError, match=r"registered as mine_trian\. There are: .*mine_train"):
+        build_train_loader(data_cfg, 0)
+    data_cfg.DATASETS.TRAIN = ()
+    with pytest.raises(ValueError, match="TRAIN is empty"):
+        build_train_loader(data_cfg, 0)
+    data_cfg.INPUT.DATASET_MAPPER_NAME = "other"
+    with pytest.raises(ValueError, match="DATASET_MAPPER_NAME is 'other'; there are: mask_former_semantic"):
+        build_test_loader(data_cfg, "mine_val")
+
+
+# classes
+
+
+def test_number_of_classes(data_cfg):
+    check_num_classes(data_cfg)
+    data_cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 4
+    with pytest.raises(ValueError, match=r"NUM_CLASSES is 4, but mine_train has 3 classes \(one, two, three\)"):
+        check_num_classes(data_cfg)
+    data_cfg.DATASETS.TRAIN, data_cfg.DATASETS.TEST = ("not_registered",), ()
+    check_num_classes(data_cfg)
+
+
+def test_ignore_label_of_the_model(data_cfg):
+    data_cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE = 254
+    with pytest.raises(ValueError, match="IGNORE_VALUE is 254, but mine_train ignores 255"):
+        check_num_classes(data_cfg)
+
+
+def test_datasets_of_other_classes(data_cfg):
+    DatasetCatalog.register("other_val", list)
+    MetadataCatalog.get("other_val").set(stuff_classes=["one", "three", "two"], ignore_label=255)
+    data_cfg.DATASETS.TEST = ("other_val",)
+    with pytest.raises(ValueError, match="other_val names its classes otherwise than mine_train"):
+        check_num_classes(data_cfg)

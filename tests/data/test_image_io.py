@@ -1,0 +1,156 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from fasegr.data.image_io import (
+    BadFile,
+    check_label_size,
+    check_label_values,
+    image_size,
+    label_size,
+    read_image,
+    read_label,
+)
+
+RNG = np.random.default_rng(0)
+COLOUR = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)
+GREY = RNG.integers(0, 256, (6, 9), dtype=np.uint8)
+
+
+def test_colour_is_read_as_it_is(tmp_path):
+    Image.fromarray(COLOUR).save(tmp_path / "a.png")
+    image = read_image(tmp_path / "a.png")
+    assert image.dtype == np.uint8 and image.flags.writeable
+    np.testing.assert_array_equal(image, COLOUR)
+    assert image_size(tmp_path / "a.png") == (6, 9)
+
+
+def test_grey_is_repeated(tmp_path):
+    Image.fromarray(GREY).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.stack([GREY] * 3, axis=-1))
+
+
+def test_transparency_is_dropped(tmp_path):
+    Image.fromarray(np.dstack([COLOUR, GREY])).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), COLOUR)
+    Image.fromarray(np.dstack([GREY, GREY[::-1]])).save(tmp_path / "b.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "b.png")[..., 1], GREY)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bits_are_scaled(tmp_path, suffix):
+    values = np.array([[0, 128, 129, 257 * 100, 257 * 100 + 128, 65535]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / f"a.{suffix}")
+    image = read_image(tmp_path / f"a.{suffix}")
+    assert image.shape == (1, 6, 3)
+    np.testing.assert_array_equal(image[0, :, 0], np.round(values[0] / 257))
+
+
+def test_palette_bilevel_and_cmyk(tmp_path):
+    palette = Image.fromarray(np.array([[0, 1, 2]], dtype=np.uint8), mode="P")
+    palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    palette.save(tmp_path / "p.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "p.png")[0], [[10, 20, 30], [40, 50, 60], [70, 80, 90]])
+    Image.fromarray(GREY > 127).save(tmp_path / "1.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "1.png")[..., 2], (GREY > 127) * 255)
+    Image.fromarray(COLOUR).convert("CMYK").save(tmp_path / "c.jpg")
+    assert read_image(tmp_path / "c.jpg").shape == (6, 9, 3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(tmp_path, orientation):
+    from PIL import ImageOps
+
+    image = Image.fromarray(COLOUR)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image.save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as opened:
+        expected = np.asarray(ImageOps.exif_transpose(opened))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), expected)
+    assert image_size(tmp_path / "a.png") == expected.shape[:2]
+
+
+def test_broken_exif_does_not_matter(tmp_path):
+    Image.fromarray(COLOUR).save(tmp_path / "a.jpg", exif=b"Exif\x00\x00nonsense", quality=95)
+    assert read_image(tmp_path / "a.jpg").shape == (6, 9, 3)
+    assert image_size(tmp_path / "a.jpg") == (6, 9)
+
+
+def test_floating_point_images_are_refused(tmp_path):
+    Image.fromarray(GREY.astype(np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(BadFile, match=r"a\.tif: holds floating-point"):
+        read_image(tmp_path / "a.tif")
+
+
+def test_missing_and_unreadable_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.jpg"):
+        read_image(tmp_path / "nowhere.jpg")
+    (tmp_path / "text.jpg").write_text("not an image")
+    for read in (read_image, image_size, read_label, label_size):
+        with pytest.raises(BadFile, match=r"text\.jpg"):
+            read(tmp_path / "text.jpg")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_truncated_files_are_named(tmp_path, suffix):
+    path = tmp_path / f"cut.{suffix}"
+    Image.fromarray(RNG.integers(0, 256, (64, 64), dtype=np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:1500])
+    for read in (read_image, read_label):
+        with pytest.raises(BadFile, match=f"cut.{suffix}: the image data is damaged or cut short"):
+            read(path)
+
+
+def test_labels_of_8_and_16_bits_and_palettes(tmp_path):
+    Image.fromarray(GREY).save(tmp_path / "8.png")
+    labels = read_label(tmp_path / "8.png")
+    assert labels.dtype == np.uint8
+    np.testing.assert_array_equal(labels, GREY)
+    assert label_size(tmp_path / "8.png") == (6, 9)
+
+    wide = GREY.astype(np.uint16) * 200
+    Image.fromarray(wide).save(tmp_path / "16.png")
+    labels = read_label(tmp_path / "16.png")
+    assert labels.dtype == np.uint16
+    np.testing.assert_array_equal(labels, wide)
+
+    indices = np.arange(20, dtype=np.uint8).reshape(4, 5) % 3
+    palette = Image.fromarray(indices, mode="P")
+    palette.putpalette([9, 9, 9, 200, 0, 0, 0, 200, 0])
+    palette.save(tmp_path / "p.png")  # written with two bits a pixel
+    np.testing.assert_array_equal(read_label(tmp_path / "p.png"), indices)
+
+
+def test_coloured_labels_are_refused(tmp_path):
+    Image.fromarray(COLOUR).save(tmp_path / "a.png")
+    for read in (read_label, label_size):
+        with pytest.raises(BadFile, match=r"a\.png: has colours or transparency \(mode RGB\); a label map has one"):
+            read(tmp_path / "a.png")
+
+
+def test_greys_of_few_bits_are_refused(tmp_path):
+    Image.fromarray(GREY > 100).save(tmp_path / "a.png")
+    with pytest.raises(BadFile, match="less than 8 bits"):
+        read_label(tmp_path / "a.png")
+
+
+def test_label_values():
+    labels = np.array([[0, 1, 255]], dtype=np.uint8)
+    check_label_values(labels, 2, 255, "a.png")
+    with pytest.raises(BadFile, match=r"a\.png: holds the label 1; with 1 classes expected 0\.\.0, or 255"):
+        check_label_values(labels, 1, 255, "a.png")
+    with pytest.raises(BadFile, match="the label 255"):
+        check_label_values(labels, 2, 254, "a.png")
+    check_label_values(labels.astype(np.uint16) * 257, 258, 65535, "a.png")
+    with pytest.raises(BadFile, match=r"the label 10, 11, 12, 13, 14, \.\.\."):
+        check_label_values(np.arange(20, dtype=np.uint16), 10, 255, "a.png")
+
+
+def test_label_size_must_be_the_images():
+    check_label_size("a.png", (4, 6), "a.jpg", (4, 6))
+    with pytest.raises(BadFile, match=r"a\.png: is 6 x 4 .* a\.jpg is 7 x 4") as error:
+        check_label_size("a.png", (4, 6), "a.jpg", (4, 7))
+    assert "EXIF" not in str(error.value)
+    with pytest.raises(BadFile, match="EXIF"):
+        check_label_size("a.png", (4, 6), "a.jpg", (6, 4))
