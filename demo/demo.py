@@ -1,0 +1,139 @@
+#!/usr/bin/env python3
+"""Paint what a trained model sees over photographs.
+
+python demo/demo.py --config-file CONFIG --input street.jpg holiday/ 'shots/*.png' --output seen \\
+    --opts MODEL.WEIGHTS model.pth
+
+Of every image, OUTPUT gets NAME_overlay.png and, with --labels, NAME_labels.png, whose values are class numbers.
+A file that cannot be used is named, and the rest goes on. Exit code: 0, 1 if a file failed, 2 if nothing could be done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import os
+import sys
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
+
+from fasegr import Predictor, load_cfg
+from fasegr.d2 import setup_logger
+from fasegr.data.datasets.folder import IMAGE_SUFFIXES
+from fasegr.data.image_io import open_image
+from fasegr.engine.launch import readable_errors
+from fasegr.engine.process import tune_allocator
+from fasegr.evaluation.export import label_file_names, write_label_png
+from fasegr.evaluation.labels import predicted_labels
+
+# What one file can do wrong, and the next need not: damaged, missing, of no use as an image, too large.
+FILE_ERRORS = (OSError, ValueError, MemoryError, torch.OutOfMemoryError)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--config-file", required=True, metavar="YAML", help="the config that the model was trained with"
+    )
+    parser.add_argument(
+        "--input", required=True, nargs="+", help="images, folders (with all below them), glob patterns"
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the pictures")
+    parser.add_argument("--labels", action="store_true", help="write the class numbers too, as grey PNGs")
+    parser.add_argument("--alpha", type=float, default=0.5, help="0 shows the photograph, 1 the colours (default: 0.5)")
+    parser.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys, MODEL.WEIGHTS at least"
+    )
+    args = parser.parse_args(argv)
+    if not 0 <= args.alpha <= 1:
+        parser.error(f"--alpha is {args.alpha}; it must be between 0 (photograph only) and 1 (colours only)")
+    return args
+
+
+def find_images(inputs: list[str], output: str) -> list[Path]:
+    """The files that the inputs stand for, each once, in the order of the inputs and of names within each.
+
+    What lies in the output folder is left out of folders, so that a second run paints no pictures of the first.
+    Raises FileNotFoundError for an input that stands for nothing.
+    """
+    own = Path(output).resolve()
+    files: dict[Path, None] = {}
+    for item in inputs:
+        path = Path(item).expanduser()
+        if path.is_file():
+            found = [path]
+        elif path.is_dir():
+            found = [f for f in sorted(path.rglob("*")) if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file()]
+            if own != path.resolve():
+                found = [f for f in found if own not in f.resolve().parents]
+            if not found:
+                raise FileNotFoundError(f"--input {item}: no image in this folder ({', '.join(IMAGE_SUFFIXES)})")
+        else:
+            found = [Path(f) for f in sorted(glob.glob(str(path), recursive=True)) if os.path.isfile(f)]
+            if not found:
+                raise FileNotFoundError(f"--input {item}: no such file or folder, and no file matches it as a pattern")
+        files.update((f.absolute(), None) for f in found)
+    return list(files)
+
+
+def output_files(images: list[Path], output: str, labels: bool) -> dict[Path, tuple[Path, Path]]:
+    """{image: (overlay, labels)}; images of one name in different folders keep their folders.
+
+    Raises ValueError where a picture would be written over an image that is to be read.
+    """
+    names = label_file_names(map(str, images))
+    stems = {image: Path(output).absolute() / Path(names[str(image)]).with_suffix("") for image in images}
+    targets = {
+        i: (stem.with_name(f"{stem.name}_overlay.png"), stem.with_name(f"{stem.name}_labels.png"))
+        for i, stem in stems.items()
+    }
+    inputs = {image.resolve() for image in images}
+    for image, (picture, label) in targets.items():
+        for target in (picture, label) if labels else (picture,):
+            if target.resolve() in inputs:
+                raise ValueError(
+                    f"--output {output}: the picture of {image} would be written over {target}, which is an input too; "
+                    "choose another folder, or leave earlier results out of the input"
+                )
+    return targets
+
+
+def run(predictor: Predictor, targets: dict[Path, tuple[Path, Path]], labels: bool, alpha: float) -> dict[Path, str]:
+    """Paint all images; returns what went wrong, by image."""
+    failed = {}
+    with tqdm(targets.items(), unit="image", dynamic_ncols=True) as progress:
+        for image, (picture, label) in progress:
+            progress.set_postfix_str(image.name)
+            try:
+                photo = open_image(image)
+                result = predictor(photo)
+                picture.parent.mkdir(parents=True, exist_ok=True)
+                predictor.draw(photo, result, alpha).save(picture)
+                if labels:
+                    write_label_png(predicted_labels(result).cpu().numpy(), label, len(predictor.class_names))
+            except FILE_ERRORS as error:
+                failed[image] = str(error)
+                progress.write(f"failed: {image}", file=sys.stderr)
+    return failed
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    with readable_errors():
+        targets = output_files(find_images(args.input, args.output), args.output, args.labels)
+        setup_logger(name="fasegr")
+        tune_allocator()
+        predictor = Predictor(load_cfg(args.config_file, args.opts))
+    failed = run(predictor, targets, args.labels, args.alpha)
+    print(f"{len(targets) - len(failed)} of {len(targets)} images are painted in {args.output}")
+    if failed:
+        print("These failed:", *(f"  {image}: {why}" for image, why in failed.items()), sep="\n", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
