@@ -1,0 +1,5 @@
+from fasegr.modeling.backbone.resnet import ResNet
+from fasegr.modeling.backbone.swin import SwinTransformer
+from fasegr.modeling.backbone.timm_backbone import TimmBackbone
+
+__all__ = ["ResNet", "SwinTransformer", "TimmBackbone"]

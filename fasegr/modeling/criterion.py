@@ -1,0 +1,222 @@
+"""The set loss: classes for all queries, masks for the matched ones (MaskFormer; at sampled points: Mask2Former)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fasegr.modeling.matcher import HungarianMatcher, Match
+from fasegr.modeling.point_sampling import (
+    PointDraw,
+    at_least_float32,
+    layers_at_once,
+    point_sampler,
+    random_points,
+    uncertain_points,
+)
+
+
+def point_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Binary cross-entropy (mean over points) and dice loss of each mask, (N,) both.
+
+    logits: (N, P). targets: (N, P), 0 to 1. Dice is 1 - (2 s.t + 1) / (|s| + |t| + 1), s = sigmoid(logits).
+    """
+    entropy = (F.softplus(logits) - logits * targets).mean(1)
+    inside = logits.sigmoid()
+    dice = 1 - (2 * (inside * targets).sum(1) + 1) / (inside.sum(1) + targets.sum(1) + 1)
+    return entropy, dice
+
+
+class SetCriterion(nn.Module):
+    """Losses of all predictions of a step against its targets.
+
+    Every prediction is matched to the targets by itself. Then
+
+    - loss_ce: cross-entropy of all queries, those without a target counting as no-object (class C) with a smaller
+      weight, divided by the sum of the weights;
+    - loss_mask, loss_dice: of the matched queries at P points, summed and divided by the number of targets. Of the
+      points, a share is chosen out of random candidates for the least certain logits, the rest is random (PointRend).
+
+    All masks of an image and all predictions share the candidates, and the matching takes its points from them. A mask
+    by itself thus sees points of the same distribution as with draws of its own.
+
+    **Over ranks.** Both divisors are sums over the whole batch, wherever its images are. With W ranks, each having a
+    share of the terms l_i of a loss, and N the sum of the divisors of all of them, rank r computes
+
+        loss_r = W / N * sum of l_i over the images of r.
+
+    DistributedDataParallel averages gradients: 1/W * sum_r grad loss_r = grad (1/N * sum of all l_i), which is that of
+    one process with the whole batch; the mean of the losses over ranks is likewise that of the whole batch. For the
+    masks, N is at least 1, once for all ranks and not on each. One all-reduce of L + 1 numbers does it.
+    """
+
+    empty_weight: Tensor
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        matcher: HungarianMatcher,
+        no_object_weight: float,
+        num_points: int,
+        oversample_ratio: float,
+        importance_sample_ratio: float,
+        draw: PointDraw = random_points,
+    ):
+        """num_classes: C. no_object_weight: of the no-object class in loss_ce, the others weigh 1. num_points: P.
+        oversample_ratio: candidates per point. importance_sample_ratio: the share of the points that is chosen from the
+        candidates. draw: where random points come from.
+        """
+        super().__init__()
+        if no_object_weight <= 0:
+            raise ValueError(f"the no-object weight is {no_object_weight}; it must be > 0 (0.1 in the paper)")
+        if num_points < 1:
+            raise ValueError(f"the mask losses have {num_points} points; they need at least 1 (12544 in the paper)")
+        if oversample_ratio < 1:
+            raise ValueError(f"the oversample ratio is {oversample_ratio}; it must be >= 1 (3 in the paper)")
+        if not 0 <= importance_sample_ratio <= 1:
+            raise ValueError(
+                f"the importance sample ratio is {importance_sample_ratio}; it is a share of the points, 0 to 1"
+            )
+        self.num_classes = num_classes
+        self.matcher = matcher
+        self.num_candidates = int(num_points * oversample_ratio)
+        self.num_uncertain = int(num_points * importance_sample_ratio)
+        self.num_random = num_points - self.num_uncertain
+        self.draw = draw
+        # Its name in released checkpoints. It follows from the configuration, so it is not kept in ours.
+        empty_weight = torch.ones(num_classes + 1)
+        empty_weight[num_classes] = no_object_weight
+        self.register_buffer("empty_weight", empty_weight, persistent=False)
+
+    @torch.compiler.disable  # the assignment is made on the host, by SciPy: torch.compile is for the network before it
+    def forward(self, outputs: dict, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The losses loss_ce, loss_mask and loss_dice of the last prediction and, with the suffixes _0, _1, ..., of the
+        earlier ones in their order. Scalars, not weighted against each other.
+
+        outputs: `pred_logits` (B, Q, C + 1), `pred_masks` (B, Q, h, w) and, to train earlier predictions too,
+        `aux_outputs`, a list of such dicts. targets: B of `labels` (K,) int64 in [0, C) and `masks` (K, H, W), bool or
+        floating point, padded as the images were; K may be 0. Half precision is promoted to float32, float64 stays.
+        Raises FloatingPointError where the matching meets NaN or Inf.
+        """
+        predictions = [*outputs.get("aux_outputs", ()), outputs]
+        pred_logits = [prediction["pred_logits"] for prediction in predictions]
+        pred_masks = [prediction["pred_masks"] for prediction in predictions]
+        self._check(pred_logits[-1], pred_masks[-1], targets)
+
+        images, device = len(targets), pred_masks[-1].device
+        dtype = torch.promote_types(pred_masks[-1].dtype, torch.float32)
+        drawn = self.draw(images, max(self.num_candidates, self.matcher.num_points), device, dtype)
+        matches = self.matcher(pred_logits, pred_masks, targets, drawn[:, : self.matcher.num_points])
+        points = torch.cat((drawn[:, : self.num_candidates], self.draw(images, self.num_random, device, dtype)), dim=1)
+
+        matches = _to_device(matches, device)
+        entropy, class_weight = self._class_losses(pred_logits, targets, matches)
+        mask, dice = self._mask_losses(pred_masks, targets, matches, points)
+        class_weight, count = _mean_over_ranks(class_weight, sum(len(target["labels"]) for target in targets))
+        losses = {"loss_ce": entropy / class_weight, "loss_mask": mask / count, "loss_dice": dice / count}
+        suffixes = [*(f"_{i}" for i in range(len(predictions) - 1)), ""]
+        return {
+            name + suffix: value
+            for name, values in losses.items()
+            for suffix, value in zip(suffixes, values.unbind(), strict=True)
+        }
+
+    def _check(self, pred_logits: Tensor, pred_masks: Tensor, targets: Sequence[dict[str, Tensor]]) -> None:
+        """Shapes only: values would have to come from the accelerator."""
+        if pred_logits.shape != (*pred_masks.shape[:2], self.num_classes + 1) or len(targets) != len(pred_masks):
+            raise ValueError(
+                f"pred_logits {tuple(pred_logits.shape)}, pred_masks {tuple(pred_masks.shape)} and {len(targets)} "
+                f"targets do not belong together; expected (B, Q, {self.num_classes + 1}), (B, Q, h, w) and B targets"
+            )
+        for image, target in enumerate(targets):
+            if len(target["labels"]) != len(target["masks"]):
+                raise ValueError(
+                    f"image {image} of the batch has {len(target['labels'])} labels and {len(target['masks'])} masks; "
+                    "each target needs one of each"
+                )
+
+    def _class_losses(
+        self, pred_logits: Sequence[Tensor], targets: Sequence[dict[str, Tensor]], matches: Sequence[Match]
+    ) -> tuple[Tensor, Tensor]:
+        """For each prediction, the sum of the weighted cross-entropies and the sum of their weights, both (L,)."""
+        logits = at_least_float32(torch.stack(list(pred_logits)))  # (L, B, Q, C + 1)
+        classes = torch.full(logits.shape[:3], self.num_classes, dtype=torch.int64, device=logits.device)
+        for image, (match, target) in enumerate(zip(matches, targets, strict=True)):
+            classes[:, image].scatter_(1, match.queries, target["labels"][match.targets])
+        weight = self.empty_weight.to(logits.dtype)
+        entropy = F.cross_entropy(logits.flatten(0, 2), classes.flatten(), weight, reduction="none")
+        return entropy.view_as(classes).sum((1, 2)), weight[classes].sum((1, 2))
+
+    def _mask_losses(
+        self,
+        pred_masks: Sequence[Tensor],
+        targets: Sequence[dict[str, Tensor]],
+        matches: Sequence[Match],
+        points: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """For each prediction, the sums of `point_losses` over its matched queries, both (L,)."""
+        # Out of all images at once: the gradient of a selection is as large as what it was selected from.
+        queries = torch.cat([i * pred_masks[0].shape[1] + match.queries for i, match in enumerate(matches)], dim=1)
+        pairs = [match.queries.shape[1] for match in matches]
+        matched = [
+            masks.flatten(0, 1).index_select(0, chosen).split(pairs)
+            for masks, chosen in zip(pred_masks, queries, strict=True)
+        ]
+        sums = [
+            self._image_mask_losses(maps, target["masks"], match.targets, coords)
+            for maps, target, match, coords in zip(zip(*matched, strict=True), targets, matches, points, strict=True)
+        ]
+        mask, dice = torch.stack(sums).sum(0)
+        return mask, dice
+
+    def _image_mask_losses(
+        self, matched: Sequence[Tensor], masks: Tensor, matched_targets: Tensor, points: Tensor
+    ) -> Tensor:
+        """(2, L): the summed mask and dice losses of one image.
+
+        matched: L of (M, h, w) mask logits. masks: (K, H, W). matched_targets: (L, M) indices into K. points:
+        (num_candidates + num_random, 2), the candidates first.
+        """
+        pairs, height, width = matched[0].shape
+        sampler = point_sampler(points, height, width)
+        truth = point_sampler(points, *masks.shape[-2:])(masks)
+        random = torch.arange(self.num_candidates, len(points), device=points.device)
+        sums = []
+        step = layers_at_once(pairs * len(points), points.device)
+        for i in range(0, len(matched), step):
+            maps = matched[i : i + step]
+            logits = sampler(torch.cat(maps)).contiguous()
+            rows = matched_targets[i : i + step].flatten()[:, None]
+            uncertain = uncertain_points(logits[:, : self.num_candidates], self.num_uncertain)
+            chosen = torch.cat((uncertain, random.expand(len(rows), -1)), 1)
+            losses = point_losses(logits.gather(1, chosen), truth.take(rows * len(points) + chosen))
+            sums.append(torch.stack([loss.view(len(maps), pairs).sum(1) for loss in losses]))
+        return torch.cat(sums, 1)
+
+
+def _to_device(matches: Sequence[Match], device: torch.device) -> list[Match]:
+    """In one transfer, for which the host does not wait."""
+    packed = torch.cat([torch.stack(match) for match in matches], dim=2)  # (2, L, pairs of all images)
+    if device.type == "cuda":
+        packed = packed.pin_memory()
+    packed = packed.to(device, non_blocking=True)
+    return [Match(*part) for part in packed.split([match.queries.shape[1] for match in matches], dim=2)]
+
+
+def _mean_over_ranks(class_weight: Tensor, target_count: int) -> tuple[Tensor, Tensor]:
+    """The divisors of the losses: sums over all ranks over the number of ranks; see `SetCriterion`.
+
+    class_weight: (L,) sums of this rank. Returns (L,) and a scalar.
+    """
+    # Filled on the device; a tensor made from a number would be copied there, and waited for.
+    sums = torch.cat((class_weight, class_weight.new_full((1,), target_count)))
+    ranks = 1
+    if dist.is_available() and dist.is_initialized():
+        ranks = dist.get_world_size()
+        dist.all_reduce(sums)
+    return sums[:-1] / ranks, sums[-1].clamp(min=1) / ranks

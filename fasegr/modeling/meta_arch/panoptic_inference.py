@@ -1,0 +1,77 @@
+"""From masks and their classes to non-overlapping segments that cover the image."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fasegr.modeling.meta_arch.strips import mask_strips
+
+
+class PanopticSegmentation(NamedTuple):
+    """segment_ids: (H, W) int32, 0 where there is no segment. segments: for each id from 1 on a dict of `id`,
+    `category_id` (contiguous class) and `isthing`. Unpacks like detectron2's pair."""
+
+    segment_ids: Tensor
+    segments: list[dict]
+
+
+def panoptic_segments(
+    class_logits: Tensor,
+    mask_logits: Tensor,
+    padded: tuple[int, int],
+    image: tuple[int, int],
+    output: tuple[int, int],
+    *,
+    things: Collection[int],
+    score_threshold: float,
+    overlap_threshold: float,
+) -> PanopticSegmentation:
+    """Segments of one image, as Mask2Former makes them. The first five arguments are those of `score_strips`.
+
+    Of the queries whose best class is an object with more than `score_threshold`, a pixel goes to the one with the
+    highest class probability times mask probability, if its mask holds the pixel (one half or more). A query that wins
+    less than `overlap_threshold` of the pixels that its mask holds is dropped, and they stay empty. Segments of one
+    class that is not among `things` become one.
+
+    Only the kept queries are looked at, in strips; at full size there is one index a pixel.
+    """
+    dtype = torch.promote_types(mask_logits.dtype, torch.float32)
+    scores, classes = class_logits.to(dtype).softmax(-1).max(-1)
+    kept = torch.nonzero((classes != class_logits.shape[-1] - 1) & (scores > score_threshold))[:, 0]
+    count = len(kept)
+    if count == 0:
+        return PanopticSegmentation(torch.zeros(output, dtype=torch.int32, device=mask_logits.device), [])
+    scores, classes = scores[kept, None, None], classes[kept]
+
+    owner = torch.empty(output, dtype=torch.int32, device=mask_logits.device)  # which of the kept; `count` for none
+    won, held, visible = (torch.zeros(count, dtype=torch.int64, device=owner.device) for _ in range(3))
+    for rows, masks in mask_strips(mask_logits[kept], padded, image, output, planes=2 * count):
+        masks = masks.sigmoid_()
+        best = (scores * masks).argmax(0)
+        inside = masks >= 0.5
+        won += torch.bincount(best.flatten(), minlength=count)
+        held += inside.sum((1, 2))
+        best = torch.where(inside.gather(0, best[None])[0], best, count)
+        visible += torch.bincount(best.flatten(), minlength=count + 1)[:count]
+        owner[rows] = best
+
+    ids = [0] * (count + 1)
+    segments: list[dict] = []
+    stuff: dict[int, int] = {}
+    queries = torch.stack([classes, won, held, visible], 1).tolist()
+    for query, (category, n_won, n_held, n_visible) in enumerate(queries):
+        if n_visible == 0 or n_won / n_held < overlap_threshold:
+            continue
+        if category in stuff:
+            ids[query] = stuff[category]
+            continue
+        ids[query] = len(segments) + 1
+        segments.append({"id": ids[query], "category_id": category, "isthing": category in things})
+        if category not in things:
+            stuff[category] = ids[query]
+    table = torch.tensor(ids, dtype=torch.int32, device=owner.device)
+    return PanopticSegmentation(table.index_select(0, owner.flatten()).view(output), segments)

@@ -1,0 +1,230 @@
+"""The segmentor: images in, losses or results out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fasegr.d2 import META_ARCH_REGISTRY, Backbone, MetadataCatalog, build_backbone, build_sem_seg_head, configurable
+from fasegr.modeling.criterion import SetCriterion
+from fasegr.modeling.matcher import HungarianMatcher
+from fasegr.modeling.meta_arch.instance_inference import instances
+from fasegr.modeling.meta_arch.panoptic_inference import panoptic_segments
+from fasegr.modeling.meta_arch.semantic_inference import score_strips, semantic_result
+
+
+@META_ARCH_REGISTRY.register()
+class FASeg(nn.Module):
+    """Mask classification: a set of masks, each with a class.
+
+    backbone: images to maps. sem_seg_head: maps to masks and classes. criterion: the set loss.
+    loss_weights: {"loss_ce", "loss_mask", "loss_dice": weight}. deep_supervision: whether earlier layers are trained on
+    their own predictions too. size_divisibility: images are padded to a multiple of it; below 1, the backbone's.
+    pixel_mean, pixel_std: of the three channels, in units of 0..255.
+    semantic_output: "scores" gives (C, H, W) floats, "labels" the likeliest class alone, in a fraction of the memory.
+    semantic_on, panoptic_on, instance_on: which results there are. resize_masks: whether semantic scores are made of
+    masks at the output's size, or made at the input's and resized. things: classes whose segments are objects, of
+    which a panoptic segmentation can have several; with it, instances are of these classes alone.
+    object_mask_threshold, overlap_threshold: of `panoptic_segments`. max_instances: of an image.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        sem_seg_head: nn.Module,
+        criterion: SetCriterion,
+        loss_weights: dict[str, float],
+        deep_supervision: bool,
+        size_divisibility: int,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        ignore_label: int,
+        semantic_output: str,
+        semantic_on: bool = True,
+        panoptic_on: bool = False,
+        instance_on: bool = False,
+        resize_masks: bool = False,
+        things: Collection[int] = (),
+        object_mask_threshold: float = 0.8,
+        overlap_threshold: float = 0.8,
+        max_instances: int = 100,
+    ):
+        super().__init__()
+        if not (semantic_on or panoptic_on or instance_on):
+            raise ValueError(
+                "MODEL.MASK_FORMER.TEST.SEMANTIC_ON, PANOPTIC_ON and INSTANCE_ON are all False; "
+                "set one of them True, or there is no result"
+            )
+        if semantic_output not in ("scores", "labels"):
+            raise ValueError(
+                f"MODEL.MASK_FORMER.TEST.SEMANTIC_OUTPUT is {semantic_output!r}; choose 'scores' or 'labels'"
+            )
+        self.backbone = backbone
+        self.sem_seg_head = sem_seg_head
+        self.criterion = criterion
+        self.loss_weights = loss_weights
+        self.deep_supervision = deep_supervision
+        self.size_divisibility = size_divisibility if size_divisibility > 0 else max(backbone.size_divisibility, 1)
+        self.ignore_label = ignore_label
+        self.semantic_output = semantic_output
+        self.semantic_on, self.panoptic_on, self.instance_on = semantic_on, panoptic_on, instance_on
+        self.resize_masks = resize_masks
+        self.things = frozenset(things)
+        self.object_mask_threshold = object_mask_threshold
+        self.overlap_threshold = overlap_threshold
+        self.max_instances = max_instances
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean, dtype=torch.float32).view(-1, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std, dtype=torch.float32).view(-1, 1, 1), False)
+
+    @classmethod
+    def from_config(cls, cfg) -> dict:
+        former = cfg.MODEL.MASK_FORMER
+        backbone = build_backbone(cfg)
+        matcher = HungarianMatcher(
+            class_weight=former.CLASS_WEIGHT,
+            mask_weight=former.MASK_WEIGHT,
+            dice_weight=former.DICE_WEIGHT,
+            num_points=former.TRAIN_NUM_POINTS,
+        )
+        return {
+            "backbone": backbone,
+            "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
+            "criterion": SetCriterion(
+                num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+                matcher=matcher,
+                no_object_weight=former.NO_OBJECT_WEIGHT,
+                num_points=former.TRAIN_NUM_POINTS,
+                oversample_ratio=former.OVERSAMPLE_RATIO,
+                importance_sample_ratio=former.IMPORTANCE_SAMPLE_RATIO,
+            ),
+            "loss_weights": {
+                "loss_ce": former.CLASS_WEIGHT,
+                "loss_mask": former.MASK_WEIGHT,
+                "loss_dice": former.DICE_WEIGHT,
+            },
+            "deep_supervision": former.DEEP_SUPERVISION,
+            "size_divisibility": former.SIZE_DIVISIBILITY,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+            "semantic_output": former.TEST.SEMANTIC_OUTPUT,
+            "semantic_on": former.TEST.SEMANTIC_ON,
+            "panoptic_on": former.TEST.PANOPTIC_ON,
+            "instance_on": former.TEST.INSTANCE_ON,
+            # as in Mask2Former, where the three kinds of results are made of the same masks
+            "resize_masks": former.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE
+            or former.TEST.PANOPTIC_ON
+            or former.TEST.INSTANCE_ON,
+            "things": _things(cfg) if former.TEST.PANOPTIC_ON else (),
+            "object_mask_threshold": former.TEST.OBJECT_MASK_THRESHOLD,
+            "overlap_threshold": former.TEST.OVERLAP_THRESHOLD,
+            "max_instances": cfg.TEST.DETECTIONS_PER_IMAGE,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
+        """batched_inputs: detectron2's dicts, `image` (3, H, W) RGB, and `height`, `width` of the result asked for.
+
+        Training also needs `labels` (K,) and `masks` (K, H, W), or `sem_seg` (H, W); returns the weighted losses, as
+        training needs a dict of them. Else returns a dict for each image, of the results that are on: `sem_seg`
+        (C, height, width) scores or `sem_seg_labels` (height, width), `panoptic_seg` (a `PanopticSegmentation`) and
+        `instances` (`Instances`).
+        """
+        if not self.training:
+            return [self._results(prediction) for prediction in self._predictions(batched_inputs)]
+        images, _ = self._batch([sample["image"] for sample in batched_inputs])
+        # before the network runs, so that a sample without targets is what the error is about
+        targets = [self._target(sample, tuple(images.shape[-2:])) for sample in batched_inputs]
+        outputs = self.sem_seg_head(self.backbone(images))
+        if not self.deep_supervision:
+            outputs.pop("aux_outputs")
+        losses = self.criterion(outputs, targets)
+        return {name: loss * self.loss_weights[name.rstrip("0123456789_")] for name, loss in losses.items()}
+
+    def score_strips(self, batched_inputs: list[dict]) -> list[Iterator[tuple[slice, Tensor]]]:
+        """For each image, strips of rows of what `forward` gives as `sem_seg`, computed as they are asked for."""
+        return [score_strips(*p, resize_masks=self.resize_masks) for p in self._predictions(batched_inputs)]
+
+    def _predictions(self, batched_inputs: list[dict]) -> list[tuple]:
+        """For each image, the arguments that `score_strips`, `panoptic_segments` and `instances` begin with."""
+        images, sizes = self._batch([sample["image"] for sample in batched_inputs])
+        outputs = self.sem_seg_head(self.backbone(images))
+        wanted = [
+            (sample.get("height", size[0]), sample.get("width", size[1]))
+            for sample, size in zip(batched_inputs, sizes, strict=True)
+        ]
+        padded = [tuple(images.shape[-2:])] * len(sizes)
+        return list(zip(outputs["pred_logits"], outputs["pred_masks"], padded, sizes, wanted, strict=True))
+
+    def _results(self, prediction: tuple) -> dict[str, Any]:
+        results: dict[str, Any] = {}
+        if self.semantic_on:
+            strips = score_strips(*prediction, resize_masks=self.resize_masks)
+            results |= semantic_result(strips, prediction[-1], self.semantic_output)
+        if self.panoptic_on:
+            results["panoptic_seg"] = panoptic_segments(
+                *prediction,
+                things=self.things,
+                score_threshold=self.object_mask_threshold,
+                overlap_threshold=self.overlap_threshold,
+            )
+        if self.instance_on:
+            classes = self.things if self.panoptic_on else None
+            results["instances"] = instances(*prediction, limit=self.max_instances, classes=classes)
+        return results
+
+    def _batch(self, images: list[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
+        """Normalised images in one tensor, zeros at right and bottom, and their sizes."""
+        for image in images:
+            if image.ndim != 3 or image.shape[0] != len(self.pixel_mean):
+                raise ValueError(
+                    f"an image has the shape {tuple(image.shape)}; expected ({len(self.pixel_mean)}, height, width)"
+                )
+        sizes = [(image.shape[1], image.shape[2]) for image in images]
+        step = self.size_divisibility
+        height, width = (-(-max(side) // step) * step for side in zip(*sizes, strict=True))
+        batch = self.pixel_mean.new_zeros(len(images), len(self.pixel_mean), height, width)
+        for slot, image, (h, w) in zip(batch, images, sizes, strict=True):
+            slot[:, :h, :w] = (image.to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std
+        return batch, sizes
+
+    def _target(self, sample: dict, padded: tuple[int, int]) -> dict[str, Tensor]:
+        """`labels` (K,) and `masks` (K, *padded) of a training sample."""
+        if "masks" in sample and "labels" in sample:
+            labels, masks = sample["labels"], sample["masks"]
+        elif "sem_seg" in sample:
+            segments = sample["sem_seg"]
+            labels = segments.unique()
+            labels = labels[labels != self.ignore_label]
+            masks = segments == labels[:, None, None]
+        else:
+            raise ValueError(
+                f"a training sample has the keys {sorted(sample)}; it needs 'labels' and 'masks', or 'sem_seg'. "
+                "Use the mapper INPUT.DATASET_MAPPER_NAME names, or put the model in evaluation mode"
+            )
+        labels = labels.to(self.device, torch.int64, non_blocking=True)
+        masks = masks.to(self.device, non_blocking=True)
+        masks = F.pad(masks, (0, padded[1] - masks.shape[2], 0, padded[0] - masks.shape[1]))
+        return {"labels": labels, "masks": masks}
+
+
+def _things(cfg) -> list[int]:
+    """Contiguous numbers of the classes that are objects, by the metadata of the training set."""
+    names = cfg.DATASETS.TRAIN
+    ids = MetadataCatalog.get(names[0]).get("thing_dataset_id_to_contiguous_id") if names else None
+    if ids is None:
+        raise ValueError(
+            f"MODEL.MASK_FORMER.TEST.PANOPTIC_ON is True with DATASETS.TRAIN {tuple(names)}, whose metadata does not "
+            "tell objects from background (thing_dataset_id_to_contiguous_id); name a panoptic dataset first, "
+            "or set PANOPTIC_ON False"
+        )
+    return [int(i) for i in ids.values()]

@@ -1,0 +1,3 @@
+from fasegr.modeling.pixel_decoder.ops.ms_deform_attn import deformable_attention
+
+__all__ = ["deformable_attention"]

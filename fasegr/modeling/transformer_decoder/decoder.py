@@ -1,0 +1,274 @@
+"""The transformer decoder: learnable queries read the maps of the pixel decoder, coarse to fine, round after round.
+
+Source: Cheng et al., "Masked-attention mask transformer", CVPR 2022 (masked attention, order of sub-layers) and the
+FASeg paper (positional queries, high-resolution cross-attention), as the authors released it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fasegr.modeling.layers import MLP, c2_xavier_fill
+from fasegr.modeling.pixel_decoder import PixelDecoderOutput
+from fasegr.modeling.transformer_decoder.attention import Attended, CrossAttentionLayer, FFNLayer, SelfAttentionLayer
+from fasegr.modeling.transformer_decoder.high_resolution import AllPixels, RandomWindows, TopPixels, TopWindows
+from fasegr.modeling.transformer_decoder.positional_query import DynamicFocusAwareQuery, LearnableQuery
+
+
+class Level(NamedTuple):
+    """One map as the decoder reads it. tokens, key_pos: (B, n, C). size: (h, w) with h * w = n."""
+
+    tokens: Tensor
+    key_pos: Tensor
+    size: tuple[int, int]
+
+
+class Prediction(NamedTuple):
+    """class_logits: (B, Q, K + 1). mask_logits: (B, Q, H/4, W/4)."""
+
+    class_logits: Tensor
+    mask_logits: Tensor
+
+
+class MaskedRead:
+    """A layer of the coarse levels: masked cross-attention with the positional query in force.
+
+    threshold: a key is hidden from a query where the mask predicted before is less likely than this.
+    """
+
+    uses_mask = True
+    reads_attention = False
+
+    def __init__(self, threshold: float):
+        if not 0 < threshold < 1:
+            raise ValueError(f"MODEL.FASEG.MASK_THRESHOLD is {threshold}; it must lie between 0 and 1 (0.15 in FASeg)")
+        self.logit = math.log(threshold / (1 - threshold))
+
+    def __call__(self, layer, queries, query_pos, base, level, mask_logits, low_attention, low_size) -> Attended:
+        hidden = mask_logits < self.logit  # sigmoid(x) < t
+        hidden = hidden & ~hidden.all(-1, keepdim=True)  # a query that would see nothing sees everything
+        return layer(queries, query_pos, level.tokens, level.key_pos, hidden.unsqueeze(1))
+
+
+class SparseRead:
+    """The layer of the high-resolution level: unmasked cross-attention at selected pixels.
+
+    It hands out no attention, so the positional query stays the one made from the layer before.
+    dynamic_query: attend with the positional query in force (paper) instead of the learnable one (release).
+    """
+
+    uses_mask = False
+
+    def __init__(self, selection, *, dynamic_query: bool):
+        self.selection = selection
+        self.reads_attention = selection.reads_attention
+        self.dynamic_query = dynamic_query
+
+    def __call__(self, layer, queries, query_pos, base, level, mask_logits, low_attention, low_size) -> Attended:
+        tokens, key_pos = level.tokens, level.key_pos
+        pixels = self.selection.pixels(low_attention, low_size, level.size)
+        if pixels is not None:
+            index = pixels.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
+            tokens, key_pos = tokens.gather(1, index), key_pos.gather(1, index)
+        return layer(queries, query_pos if self.dynamic_query else base, tokens, key_pos, None)
+
+
+class MultiScaleMaskedTransformerDecoder(nn.Module):
+    """FASeg's decoder, and Mask2Former's under other arguments.
+
+    num_layers: decoder layers; layer i reads level i mod the number of levels.
+    positional_query: "dfpq" or "learnable". first_query_region: of DFPQ, "background" or "foreground".
+    high_res_attention: "hrca", "random", "vanilla" or "none"; "none" has three levels, the others a fourth at 1/4.
+    high_res_selection: of HRCA, "window" or "pixel". high_res_query: "static" or "dynamic".
+    """
+
+    _version = 2  # as FASegHead's
+
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        num_classes: int,
+        dim: int,
+        num_queries: int,
+        num_heads: int,
+        ffn_dim: int,
+        num_layers: int,
+        mask_dim: int,
+        enforce_input_project: bool,
+        positional_query: str,
+        first_query_region: str,
+        mask_threshold: float,
+        high_res_attention: str,
+        omega: int,
+        high_res_selection: str,
+        high_res_query: str,
+    ):
+        super().__init__()
+        if num_layers < 1:
+            raise ValueError(f"MODEL.MASK_FORMER.DEC_LAYERS is {num_layers + 1}; it must be >= 2: it counts the layers "
+                             "and the prediction from the learnable queries")  # fmt: skip
+        reads: list[MaskedRead | SparseRead] = [MaskedRead(mask_threshold)] * 3
+        if high_res_attention != "none":
+            selection = _selection(high_res_attention, high_res_selection, omega)
+            if high_res_query not in ("static", "dynamic"):
+                raise ValueError(
+                    f"MODEL.FASEG.HIGH_RES.QUERY is {high_res_query!r}; choose static (release) or dynamic (paper)"
+                )
+            reads.append(SparseRead(selection, dynamic_query=high_res_query == "dynamic"))
+        self.reads = reads
+
+        if positional_query == "dfpq":
+            # named as in released state dicts, hence registered here and not within the positional query
+            self.adapt_pos2d = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim))
+            self.positional_query = DynamicFocusAwareQuery(self.adapt_pos2d, region=first_query_region)
+        elif positional_query == "learnable":
+            self.positional_query = LearnableQuery()
+        else:
+            raise ValueError(f"MODEL.FASEG.POSITIONAL_QUERY is {positional_query!r}; choose dfpq or learnable")
+
+        self.transformer_self_attention_layers = nn.ModuleList(
+            SelfAttentionLayer(dim, num_heads) for _ in range(num_layers)
+        )
+        self.transformer_cross_attention_layers = nn.ModuleList(
+            CrossAttentionLayer(dim, num_heads, keeps_attention=self._is_read(i, num_layers)) for i in range(num_layers)
+        )
+        self.transformer_ffn_layers = nn.ModuleList(FFNLayer(dim, ffn_dim) for _ in range(num_layers))
+        self.decoder_norm = nn.LayerNorm(dim)
+        self.query_feat = nn.Embedding(num_queries, dim)
+        self.query_embed = nn.Embedding(num_queries, dim)
+        self.level_embed = nn.Embedding(len(reads), dim)
+        self.input_proj = nn.ModuleList(nn.Identity() for _ in reads)
+        if in_channels != dim or enforce_input_project:
+            self.input_proj = nn.ModuleList(nn.Conv2d(in_channels, dim, 1) for _ in reads)
+            for projection in self.input_proj:
+                c2_xavier_fill(projection)
+        self.class_embed = nn.Linear(dim, num_classes + 1)
+        self.mask_embed = MLP(dim, dim, mask_dim, 3)
+
+    @classmethod
+    def from_config(cls, cfg, in_channels: int) -> dict:
+        """Keyword arguments of the class."""
+        former, faseg = cfg.MODEL.MASK_FORMER, cfg.MODEL.FASEG
+        return {
+            "in_channels": in_channels,
+            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            "dim": former.HIDDEN_DIM,
+            "num_queries": former.NUM_OBJECT_QUERIES,
+            "num_heads": former.NHEADS,
+            "ffn_dim": former.DIM_FEEDFORWARD,
+            "num_layers": former.DEC_LAYERS - 1,  # the key also counts the prediction from the learnable queries
+            "mask_dim": cfg.MODEL.SEM_SEG_HEAD.MASK_DIM,
+            "enforce_input_project": former.ENFORCE_INPUT_PROJ,
+            "positional_query": faseg.POSITIONAL_QUERY,
+            "first_query_region": faseg.FIRST_QUERY_REGION,
+            "mask_threshold": faseg.MASK_THRESHOLD,
+            "high_res_attention": faseg.HIGH_RES.ATTENTION,
+            "omega": faseg.HIGH_RES.OMEGA,
+            "high_res_selection": faseg.HIGH_RES.SELECTION,
+            "high_res_query": faseg.HIGH_RES.QUERY,
+        }
+
+    def _is_read(self, i: int, num_layers: int) -> bool:
+        """Whether a later layer uses the attention of layer i; only then is it formed."""
+        levels = len(self.reads)
+        if not self.reads[i % levels].uses_mask:
+            return False
+        by_query = self.positional_query.reads_attention and i + 1 < num_layers
+        round_ = range(i, min(i + levels, num_layers)) if i % levels == 0 else ()
+        by_selection = any(self.reads[j % levels].reads_attention for j in round_)
+        return by_query or by_selection
+
+    def forward(self, maps: PixelDecoderOutput) -> list[Prediction]:
+        """Predictions, the last layer's last. In evaluation mode there is only that one."""
+        levels = [self._level(i, f, p) for i, (f, p) in enumerate(zip(maps.features, maps.key_positions, strict=True))]
+        mask_features = maps.mask_features
+        level_masks = self._level_mask_features(mask_features, levels)
+
+        batch = mask_features.shape[0]
+        queries = self.query_feat.weight.expand(batch, -1, -1)
+        base = self.query_embed.weight.expand(batch, -1, -1)
+        predictions = []
+        embedding, prediction = self._predict(queries, mask_features, self.training)
+        if prediction is not None:
+            predictions.append(prediction)
+        mask_logits = embedding.detach() @ level_masks[0]
+        query_pos = self.positional_query.first(base, mask_logits, levels[0].key_pos)
+        low_attention = None
+
+        sublayers = zip(
+            self.transformer_cross_attention_layers,
+            self.transformer_self_attention_layers,
+            self.transformer_ffn_layers,
+            strict=True,
+        )
+        last = len(self.transformer_ffn_layers) - 1
+        for i, (cross_attention, self_attention, ffn) in enumerate(sublayers):
+            level, read = levels[i % len(levels)], self.reads[i % len(levels)]
+            attended = read(
+                cross_attention, queries, query_pos, base, level, mask_logits, low_attention, levels[0].size
+            )
+            if level is levels[0]:
+                low_attention = attended.attention
+            queries = ffn(self_attention(attended.queries, query_pos))
+
+            if i == last:
+                predictions.append(self._predict(queries, mask_features, True)[1])
+                break
+            upcoming = (i + 1) % len(levels)
+            if self.training or self.reads[upcoming].uses_mask:
+                embedding, prediction = self._predict(queries, mask_features, self.training)
+                if prediction is not None:
+                    predictions.append(prediction)
+            if self.reads[upcoming].uses_mask:
+                mask_logits = embedding.detach() @ level_masks[upcoming]
+            if attended.attention is not None:
+                query_pos = self.positional_query.renew(base, attended.attention, level.key_pos)
+        return predictions
+
+    def _level(self, i: int, features: Tensor, key_position: Tensor) -> Level:
+        tokens = self.input_proj[i](features).flatten(2).transpose(1, 2) + self.level_embed.weight[i]
+        return Level(tokens, key_position.flatten(2).transpose(1, 2), tuple(features.shape[-2:]))
+
+    @torch.no_grad()
+    def _level_mask_features(self, mask_features: Tensor, levels: list[Level]) -> list[Tensor | None]:
+        """(B, mask_dim, n) of every level that masks its keys.
+
+        Resizing and the product with the mask embedding are linear and commute: the masks of a level cost a product at
+        its own size. They are thresholded, so no gradient runs through them.
+        """
+        return [
+            F.interpolate(mask_features, size=level.size, mode="bilinear", align_corners=False).flatten(2)
+            if read.uses_mask
+            else None
+            for level, read in zip(levels, self.reads, strict=True)
+        ]
+
+    def _predict(self, queries: Tensor, mask_features: Tensor, whole: bool) -> tuple[Tensor, Prediction | None]:
+        """The mask embedding (B, Q, mask_dim) of the queries and, if `whole`, the prediction it makes."""
+        normed = self.decoder_norm(queries)
+        embedding = self.mask_embed(normed)
+        if not whole:
+            return embedding, None
+        masks = (embedding @ mask_features.flatten(2)).unflatten(2, mask_features.shape[-2:])
+        return embedding, Prediction(self.class_embed(normed), masks)
+
+
+def _selection(attention: str, selection: str, omega: int):
+    if attention == "vanilla":
+        return AllPixels()
+    if attention == "random":
+        return RandomWindows(omega)
+    if attention == "hrca" and selection == "window":
+        return TopWindows(omega)
+    if attention == "hrca" and selection == "pixel":
+        return TopPixels(omega)
+    raise ValueError(
+        f"MODEL.FASEG.HIGH_RES.ATTENTION is {attention!r} with SELECTION {selection!r}; "
+        "choose hrca (with window or pixel), random, vanilla or none"
+    )

@@ -1,0 +1,162 @@
+"""The whole model, small: losses and gradients, precisions, sizes, compilation, what it refuses."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import fasegr
+
+CONFIG = Path(__file__).parents[3] / "configs/quickstart/faseg_scenes.yaml"
+SMALL = [
+    "MODEL.DEVICE", "cpu", "MODEL.RESNETS.STEM_OUT_CHANNELS", 16, "MODEL.RESNETS.RES2_OUT_CHANNELS", 16,
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM", 64, "MODEL.SEM_SEG_HEAD.MASK_DIM", 32, "MODEL.MASK_FORMER.HIDDEN_DIM", 64,
+    "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", 6, "MODEL.MASK_FORMER.TRAIN_NUM_POINTS", 64,
+    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS", 1,
+]  # fmt: skip
+
+
+def build(*opts):
+    torch.manual_seed(0)
+    return fasegr.build_model(fasegr.load_cfg(CONFIG, [*SMALL, *opts]))
+
+
+def samples(sizes=((64, 96), (40, 50)), classes=(2, 0)):
+    generator = torch.Generator().manual_seed(0)
+    result = []
+    for (h, w), count in zip(sizes, classes, strict=True):
+        image = torch.randint(0, 256, (3, h, w), generator=generator, dtype=torch.uint8)
+        segments = torch.randint(0, max(count, 1), (h, w), generator=generator)
+        labels = torch.arange(count)
+        result.append({"image": image, "labels": labels, "masks": segments == labels[:, None, None]})
+    return result
+
+
+def test_losses_and_gradients_with_and_without_objects():
+    model = build()
+    losses = model(samples())
+    assert set(losses) == {f"loss_{k}{i}" for k in ("ce", "mask", "dice") for i in ("", *(f"_{j}" for j in range(5)))}
+    sum(losses.values()).backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_weights_of_the_losses():
+    model, batch = build(), samples()
+    torch.manual_seed(1)
+    before = model(batch)
+    model.loss_weights = {"loss_ce": 4.0, "loss_mask": 0.0, "loss_dice": 5.0}
+    torch.manual_seed(1)
+    after = model(batch)
+    torch.testing.assert_close(after["loss_ce_3"], 2 * before["loss_ce_3"])
+    assert after["loss_mask_3"] == 0
+    torch.testing.assert_close(after["loss_dice"], before["loss_dice"])
+
+
+def test_without_deep_supervision_the_last_prediction_is_trained_alone():
+    assert set(build("MODEL.MASK_FORMER.DEEP_SUPERVISION", False)(samples())) == {"loss_ce", "loss_mask", "loss_dice"}
+
+
+def test_label_maps_serve_as_targets_too():
+    model, batch = build(), samples(classes=(2, 2))
+    torch.manual_seed(1)
+    expected = model(batch)
+    maps = []
+    for sample in batch:
+        segments = torch.full(sample["masks"].shape[1:], 255)
+        for label, mask in zip(sample["labels"], sample["masks"], strict=True):
+            segments[mask] = label
+        maps.append({"image": sample["image"], "sem_seg": segments})
+    torch.manual_seed(1)
+    for name, loss in model(maps).items():
+        torch.testing.assert_close(loss, expected[name])
+
+
+@pytest.mark.parametrize("output", ["scores", "labels"])
+def test_results_have_the_size_asked_for(output):
+    model = build("MODEL.MASK_FORMER.TEST.SEMANTIC_OUTPUT", output).eval()
+    batch = samples(sizes=((64, 96), (33, 50)))
+    batch[0] |= {"height": 31, "width": 200}
+    with torch.no_grad():
+        first, second = model(batch)
+    if output == "scores":
+        assert first["sem_seg"].shape == (12, 31, 200)
+        assert second["sem_seg"].shape == (12, 33, 50)
+    else:
+        assert first["sem_seg_labels"].shape == (31, 200)
+        assert second["sem_seg_labels"].dtype == torch.uint8
+
+
+def test_a_batch_equals_its_images_one_by_one():
+    model, batch = build().double().eval(), samples(sizes=((64, 96), (64, 96)), classes=(1, 1))
+    with torch.no_grad():
+        together = model(batch)
+        for sample, result in zip(batch, together, strict=True):
+            torch.testing.assert_close(model([sample])[0]["sem_seg"], result["sem_seg"])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (32, 32), (7, 200)])
+def test_tiny_images(size):
+    with torch.no_grad():
+        (result,) = build().eval()([{"image": torch.zeros(3, *size, dtype=torch.uint8)}])
+    assert result["sem_seg"].shape == (12, *size)
+    assert result["sem_seg"].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_trains_and_predicts(dtype):
+    model, batch = build(), samples()
+    torch.manual_seed(1)
+    exact = model(batch)
+    torch.manual_seed(1)
+    with torch.autocast("cpu", dtype):
+        losses = model(batch)
+    assert all(loss.dtype == torch.float32 for loss in losses.values())
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss, exact[name], rtol=0.1, atol=0.1)
+    sum(losses.values()).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    with torch.no_grad(), torch.autocast("cpu", dtype):
+        assert model.eval()(batch)[0]["sem_seg"].dtype == torch.float32
+
+
+def test_compiles():
+    model, batch = build().eval(), samples(sizes=((64, 64), (64, 64)), classes=(1, 1))
+    images, _ = model._batch([s["image"] for s in batch])
+    network = lambda x: model.sem_seg_head(model.backbone(x))  # noqa: E731
+    with torch.no_grad():
+        expected = network(images)
+        compiled = torch.compile(network, backend="aot_eager", fullgraph=True)(images)
+    torch.testing.assert_close(compiled, expected)
+
+
+def test_training_compiles():
+    model, batch = build(), samples()
+    torch.manual_seed(1)
+    expected = model(batch)
+    torch._dynamo.reset()
+    torch.manual_seed(1)
+    losses = torch.compile(model, backend="aot_eager")(batch)
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss, expected[name], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("sample", "message"),
+    [
+        ({"image": torch.zeros(3, 8, 8)}, "it needs 'labels' and 'masks', or 'sem_seg'"),
+        ({"image": torch.zeros(8, 8)}, r"shape \(8, 8\); expected \(3, height, width\)"),
+    ],
+)
+def test_samples_that_cannot_be_used(sample, message):
+    with pytest.raises(ValueError, match=message):
+        build()([sample])
+
+
+def test_outputs_that_are_not_there_are_refused():
+    with pytest.raises(ValueError, match="PANOPTIC_ON is True"):
+        build("MODEL.MASK_FORMER.TEST.PANOPTIC_ON", True)
+    with pytest.raises(ValueError, match=r"IN_FEATURES has \['res9'\]"):
+        build("MODEL.SEM_SEG_HEAD.IN_FEATURES", ["res9"])
+    with pytest.raises(ValueError, match=r"RES5_DILATION is 2"):
+        build("MODEL.RESNETS.RES5_DILATION", 2)
