@@ -350,7 +350,7 @@ class Landscape:
 
     def paint_bird(self) -> None:
         dice = self.dice
-        span, x, y = dice.between(5, 9), dice.between(8, self.width - 8), dice.between(6, self.horizon - 2)
+        span, x, y = dice.between(6.5, 12), dice.between(9, self.width - 9), dice.between(6, self.horizon - 2)
         lift, tilt = dice.between(-0.1, 0.7) * span, dice.between(-0.2, 0.2) * span
         thick = span * 0.17 + 0.35
         window = self.painter.window(x - span - 2, y - span, x + span + 2, y + span)
@@ -672,7 +672,7 @@ class Landscape:
         start = dice.between(-0.2, 0.35) * self.width
         end = start + dice.between(0.55, 1.1) * self.width
         slope = dice.between(-0.09, 0.09)
-        tall, gap, half = size * dice.between(15, 21), size * dice.between(9, 14), max(1.25, size * 1.55)
+        tall, gap, half = size * dice.between(15, 21), size * dice.between(9, 14), max(1.6, size * 2.1)
         drop = abs(slope) * (end - start)
         window = self.painter.window(start, y - tall - drop - 3, end, y + drop + 2)
         colour = self.lit(dice.pick(((240, 236, 226), (150, 112, 78), (112, 92, 78), (196, 176, 148))), 12)
@@ -686,7 +686,7 @@ class Landscape:
         shadow = np.maximum(np.abs(window.y - foot) - 0.9, within)
         window.paint(shadow, BLACK, opacity=0.25)
         for share in (0.36, 0.76):
-            rail = np.abs(window.y - (foot - tall * share)) - max(0.9, size * 1.15)
+            rail = np.abs(window.y - (foot - tall * share)) - max(1.1, size * 1.5)
             window.paint(np.maximum(rail, within), colour * 0.88, FENCE)
         window.paint(np.maximum(post, within), colour, FENCE)
 

@@ -22,8 +22,8 @@ def test_scenes_have_the_form_of_images(scenes):
 def test_the_same_bytes_on_every_machine():
     """Recorded once; a change of the painting changes it, and then scenes.VERSION is to be raised."""
     image, labels = paint_scene(2022, 0, 0)
-    assert hashlib.sha256(image.tobytes()).hexdigest()[:16] == "3f7a68f45aff3053"
-    assert hashlib.sha256(labels.tobytes()).hexdigest()[:16] == "0b0ea8eca2c7fbe6"
+    assert hashlib.sha256(image.tobytes()).hexdigest()[:16] == "03cc7a5e1dfacaf7"
+    assert hashlib.sha256(labels.tobytes()).hexdigest()[:16] == "a0d2c4554f5988e4"
 
 
 def test_every_scene_is_another():
@@ -55,7 +55,7 @@ def test_sizes_of_things_vary(scenes):
             inside, total = inside + core.sum(), total + mask.sum()
         return inside / total
 
-    assert share_inside("fence") < 0.2 < 0.6 < share_inside("house")
+    assert share_inside("fence") < 0.25 < 0.6 < share_inside("house")
 
 
 def test_places_of_things_vary(scenes):

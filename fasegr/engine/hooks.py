@@ -1,0 +1,262 @@
+"""What happens around the steps of a training: schedule, records, checkpoints, evaluation, progress."""
+
+import datetime
+import logging
+import os
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+
+import torch
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from fasegr.checkpoint import Checkpointer, read_checkpoint
+from fasegr.d2 import HookBase, comm
+from fasegr.engine.metrics import MetricsFile, set_aside
+
+__all__ = ["BestCheckpoint", "Checkpoints", "Evaluation", "LearningRate", "Metrics", "Progress", "peak_memory"]
+
+logger = logging.getLogger(__name__)
+
+LOGGERS = ("fasegr", "detectron2", "fvcore")  # that have handlers of their own
+
+
+def peak_memory() -> float:
+    """The most memory used so far, in MB: tensors on the GPU where there is one, else this process's resident set."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**20
+    try:
+        import resource
+    except ImportError:  # Windows
+        return float("nan")
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used / 2**20 if sys.platform == "darwin" else used / 2**10  # macOS counts in bytes, Linux in kB
+
+
+class LearningRate(HookBase):
+    """Notes the learning rate of the largest group, and steps the schedule after each iteration."""
+
+    def before_train(self) -> None:
+        groups = self.trainer.optimizer.param_groups
+        self._group = max(groups, key=lambda group: sum(p.numel() for p in group["params"]))
+
+    def after_step(self) -> None:
+        self.trainer.storage.put_scalar("lr", self._group["lr"], smoothing_hint=False)
+        self.trainer.scheduler.step()
+
+    def state_dict(self) -> dict:
+        return self.trainer.scheduler.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        self.trainer.scheduler.load_state_dict(state)
+
+
+class Metrics(HookBase):
+    """Means over `period` iterations of all that was put in the storage: into metrics.json, TensorBoard and the log.
+
+    The sums under way are part of a checkpoint, so a resumed run writes the same lines as one that was not interrupted.
+    Place it before the hook that saves.
+    """
+
+    def __init__(self, output_dir: str, period: int = 20):
+        self.output_dir = output_dir
+        self.period = period
+        self.file: MetricsFile | None = None
+        self._sums: dict[str, float] = defaultdict(float)
+        self._counts: dict[str, int] = defaultdict(int)
+
+    def before_train(self) -> None:
+        if not comm.is_main_process():
+            return
+        if self.trainer.start_iter == 0:
+            number = set_aside(self.output_dir, ("metrics.json", "last_checkpoint"))
+            if number is not None:
+                logger.warning(
+                    "%s holds an earlier run that is not being resumed: this one starts anew and will replace its "
+                    "checkpoints. The earlier metrics.json and last_checkpoint were renamed to metrics.%d.json and "
+                    "last_checkpoint.%d. To keep both runs whole, stop now and set another OUTPUT_DIR",
+                    *(self.output_dir, number, number),
+                )
+        self.file = MetricsFile(self.output_dir, self.trainer.start_iter)
+
+    def after_step(self) -> None:
+        iteration = self.trainer.iter
+        for name, (value, put_at) in self.trainer.storage.latest().items():
+            if put_at == iteration:
+                self._sums[name] += value
+                self._counts[name] += 1
+        if (iteration + 1) % self.period and iteration + 1 != self.trainer.max_iter:
+            return
+        means = {name: total / self._counts[name] for name, total in self._sums.items()}
+        self._sums.clear()
+        self._counts.clear()
+        if self.file is not None:
+            eta = means["time"] * (self.trainer.max_iter - iteration - 1)
+            means |= {"eta_seconds": eta, "memory": peak_memory()}
+            self.file.write(iteration, means)
+            logger.info(self._line(iteration, means))
+
+    def _line(self, iteration: int, means: Mapping[str, float]) -> str:
+        # Losses of inner layers (loss_mask_3) are in metrics.json; here they would hide the rest.
+        losses = [name for name in means if name.startswith("loss") and not re.search(r"_\d+$", name)]
+        left = datetime.timedelta(seconds=int(means["eta_seconds"]))
+        parts = [f"iteration {iteration + 1} of {self.trainer.max_iter}", f"{left} left"]
+        parts += [f"{name} {means[name]:.4g}" for name in ("total_loss", *losses, "lr", "grad_norm") if name in means]
+        parts += [f"{means['time']:.3f} s a step, {means['data_time']:.3f} of it for data", f"{means['memory']:.0f} MB"]
+        return "  ".join(parts)
+
+    def close(self) -> None:
+        """To be called when all hooks are done: the last evaluation writes in its `after_train`."""
+        if self.file is not None:
+            self.file.close()
+
+    def write(self, iteration: int, scalars: Mapping[str, float]) -> None:
+        """A line of its own, for what comes less often than every step."""
+        if self.file is not None:
+            self.file.write(iteration, scalars)
+
+    def has_line(self, iteration: int, name: str) -> bool:
+        """Whether the run that is continued here wrote `name` for `iteration`. The same in all processes."""
+        lines = self.file.lines if self.file is not None else []
+        return comm.all_gather(any(line["iteration"] == iteration and name in line for line in lines))[0]
+
+    def state_dict(self) -> dict:
+        return {"sums": dict(self._sums), "counts": dict(self._counts)}
+
+    def load_state_dict(self, state: dict) -> None:
+        self._sums.update(state["sums"])
+        self._counts.update(state["counts"])
+
+
+class Checkpoints(HookBase):
+    """Saves model_ITERATION.pth every `period` iterations, and model_final.pth at the end."""
+
+    def __init__(self, checkpointer: Checkpointer, period: int):
+        self.checkpointer = checkpointer
+        self.period = period
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done == self.trainer.max_iter:
+            self.checkpointer.save("model_final", iteration=self.trainer.iter)
+        elif done % self.period == 0:
+            self.save_now()
+
+    def save_now(self) -> None:
+        self.checkpointer.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter)
+
+
+class Evaluation(HookBase):
+    """Evaluates every `period` iterations (0: never) and at the end.
+
+    An evaluation that an earlier run was killed in, after it had saved its checkpoint, is made up for first.
+    """
+
+    def __init__(self, period: int, evaluate: Callable[[], dict], metrics: Metrics, main_score: str):
+        """evaluate: called in all processes; returns nested results, {} in all but the main process.
+        main_score: name of the score whose line in metrics.json tells that an evaluation was finished."""
+        self.period = period
+        self.evaluate = evaluate
+        self.metrics = metrics
+        self.main_score = main_score
+
+    def before_train(self) -> None:
+        done = self.trainer.start_iter
+        due = self.period > 0 and done > 0 and done % self.period == 0 and done < self.trainer.max_iter
+        if due and not self.metrics.has_line(done - 1, self.main_score):
+            self._run(done - 1)
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if self.period > 0 and done % self.period == 0 and done < self.trainer.max_iter:
+            self._run(self.trainer.iter)
+
+    def after_train(self) -> None:
+        if self.trainer.iter >= self.trainer.max_iter:  # not after a failure or an interruption
+            self._run(self.trainer.max_iter - 1)
+
+    def _run(self, iteration: int) -> None:
+        with self.trainer.interruption.at_once():
+            scores = flatten(self.evaluate())
+        self.trainer.storage.put_scalars(smoothing_hint=False, cur_iter=iteration, **scores)
+        self.metrics.write(iteration, scores)
+        comm.synchronize()
+
+
+def flatten(results: Mapping, prefix: str = "") -> dict[str, float]:
+    """Nested results as one dict: {"sem_seg": {"mIoU": 50.0}} becomes {"sem_seg/mIoU": 50.0}."""
+    flat: dict[str, float] = {}
+    for name, value in results.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}/")
+        else:
+            flat[f"{prefix}{name}"] = float(value)
+    return flat
+
+
+class BestCheckpoint(HookBase):
+    """Keeps the weights with the highest `score` so far as model_best.pth. Place it after the evaluation.
+
+    The score stands in the file, and a resumed run reads it there: checkpoints are saved before the evaluation.
+    """
+
+    def __init__(self, model: torch.nn.Module, output_dir: str, score: str):
+        self.checkpointer = Checkpointer(model, output_dir)
+        self.path = os.path.join(output_dir, "model_best.pth")
+        self.score = score
+        self.best = -float("inf")
+
+    def before_train(self) -> None:
+        if comm.is_main_process() and self.trainer.start_iter > 0 and os.path.isfile(self.path):
+            self.best = read_checkpoint(self.path).rest.get(self.score, self.best)
+        self._check()
+
+    def after_step(self) -> None:
+        self._check()
+
+    def after_train(self) -> None:
+        self._check()
+
+    def _check(self) -> None:
+        value, iteration = self.trainer.storage.latest().get(self.score, (-float("inf"), -1))
+        if value > self.best:
+            logger.info("%s is %.2f, the best so far: saving model_best.pth", self.score, value)
+            self.best = value
+            self.checkpointer.save_untagged("model_best", iteration=iteration, **{self.score: value})
+
+
+class Progress(HookBase):
+    """A bar on the main process's terminal: iterations, rate, time left, total loss, peak memory.
+
+    Where standard error is no terminal there is no bar; the log has all of it every 20 iterations.
+    """
+
+    def __init__(self):
+        self._open = ExitStack()
+
+    def before_train(self) -> None:
+        self._bar = tqdm(
+            total=self.trainer.max_iter,
+            initial=self.trainer.start_iter,
+            disable=None if comm.is_main_process() else True,
+            unit="it",
+            dynamic_ncols=True,
+            smoothing=0,  # the mean over the run, evaluations included, is what tells when it will be over
+        )
+        self._open.callback(self._bar.close)
+        if not self._bar.disable:  # log lines go above the bar, not through it
+            self._open.enter_context(logging_redirect_tqdm([logging.getLogger(name) for name in LOGGERS]))
+
+    def after_step(self) -> None:
+        if self._bar.disable:
+            return
+        loss = self.trainer.storage.latest()["total_loss"][0]
+        self._bar.set_postfix_str(f"loss {loss:.3f}, {peak_memory():.0f} MB", refresh=False)
+        self._bar.update()
+
+    def close(self) -> None:
+        """To be called when all hooks are done, however the training ended."""
+        self._open.close()

@@ -1,0 +1,104 @@
+"""The optimizer with the paper's parameter groups, and gradient clipping."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
+
+__all__ = ["GradientClipper", "build_gradient_clipper", "build_optimizer", "parameter_groups"]
+
+# _NormBase: BatchNorm, SyncBatchNorm and InstanceNorm
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+NOT_DECAYED = ("relative_position_bias_table", "absolute_pos_embed")
+
+GradientClipper = Callable[[Sequence[Tensor]], Tensor]
+
+
+def parameter_groups(
+    model: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    backbone_multiplier: float = 1.0,
+    weight_decay_norm: float = 0.0,
+    weight_decay_embed: float = 0.0,
+) -> list[dict]:
+    """Trainable parameters by learning rate and weight decay, each parameter once.
+
+    Whatever lies in a module named `backbone` learns at lr x backbone_multiplier. Norms and nn.Embedding have their own
+    decay, Swin's position tables none. Parameters of equal settings share a group: the fewer groups, the fewer kernels.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+    seen = set()
+    for module_name, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad or parameter in seen:
+                continue
+            seen.add(parameter)
+            decay = weight_decay
+            if isinstance(module, NORMS):
+                decay = weight_decay_norm
+            elif isinstance(module, nn.Embedding):
+                decay = weight_decay_embed
+            elif any(table in name for table in NOT_DECAYED):
+                decay = 0.0
+            in_backbone = "backbone" in module_name.split(".")
+            groups[lr * backbone_multiplier if in_backbone else lr, decay].append(parameter)
+    return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
+
+
+def build_optimizer(cfg, model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW or SGD over `parameter_groups`. Raises ValueError for another optimizer, or if nothing can be trained."""
+    solver = cfg.SOLVER
+    groups = parameter_groups(
+        model,
+        lr=solver.BASE_LR,
+        weight_decay=solver.WEIGHT_DECAY,
+        backbone_multiplier=solver.BACKBONE_MULTIPLIER,
+        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+        weight_decay_embed=solver.WEIGHT_DECAY_EMBED,
+    )
+    if not groups:
+        raise ValueError("the model has no trainable parameter; check what was frozen")
+    # One fused kernel a group: on two CPU cores a quarter of the time of torch's default loop over the parameters.
+    if solver.OPTIMIZER == "ADAMW":
+        return torch.optim.AdamW(groups, fused=True)
+    if solver.OPTIMIZER == "SGD":
+        return torch.optim.SGD(groups, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, fused=True)
+    raise ValueError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; it must be 'ADAMW' or 'SGD'")
+
+
+def build_gradient_clipper(cfg) -> GradientClipper:
+    """A function that clips the gradients of parameters in place and returns their total norm from before, a scalar.
+
+    SOLVER.CLIP_GRADIENTS.CLIP_TYPE: "full_model" bounds the norm of all gradients together, "norm" that of each
+    parameter, "value" each number. Raises ValueError for anything else.
+    """
+    settings = cfg.SOLVER.CLIP_GRADIENTS
+    limit, norm_type = settings.CLIP_VALUE, settings.NORM_TYPE
+    if not settings.ENABLED:
+        return lambda parameters: clip_grad_norm_(parameters, float("inf"), norm_type)
+    if limit <= 0:
+        raise ValueError(
+            f"SOLVER.CLIP_GRADIENTS.CLIP_VALUE is {limit}; it must be > 0 (0.01 in the paper); "
+            "SOLVER.CLIP_GRADIENTS.ENABLED False turns clipping off"
+        )
+    if settings.CLIP_TYPE == "full_model":
+        return lambda parameters: clip_grad_norm_(parameters, limit, norm_type)
+    if settings.CLIP_TYPE not in ("norm", "value"):
+        raise ValueError(
+            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {settings.CLIP_TYPE!r}; it must be 'full_model', 'norm' or 'value'"
+        )
+
+    def clip_each(parameters: Sequence[Tensor]) -> Tensor:
+        total = clip_grad_norm_(parameters, float("inf"), norm_type)  # changes nothing, measures all
+        if settings.CLIP_TYPE == "value":
+            clip_grad_value_(parameters, limit)
+        else:
+            for parameter in parameters:
+                clip_grad_norm_(parameter, limit, norm_type)
+        return total
+
+    return clip_each

@@ -1,0 +1,279 @@
+"""The trainer: a model, its data, its optimizer and the hooks around them, as a config describes."""
+
+import logging
+import math
+import os
+import signal
+import time
+import weakref
+from contextlib import closing
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fasegr.checkpoint import Checkpointer
+from fasegr.d2 import DatasetEvaluator, DefaultTrainer, EventStorage, HookBase, build_model, comm
+from fasegr.data.build import StreamSampler, build_test_loader, build_train_loader
+from fasegr.engine.hooks import BestCheckpoint, Checkpoints, Evaluation, LearningRate, Metrics, Progress
+from fasegr.engine.interruption import Interrupted, Interruption
+from fasegr.engine.lr_scheduler import build_lr_scheduler
+from fasegr.engine.optimizer import build_gradient_clipper, build_optimizer
+from fasegr.engine.pictures import Pictures
+from fasegr.engine.seed import draw_seed, seed_all
+from fasegr.engine.step import TrainStep
+from fasegr.evaluation import build_evaluator
+from fasegr.sliding_window import windowed
+from fasegr.test_time_augmentation import TestTimeAugmentation, augmented_cfg
+
+__all__ = ["Trainer"]
+
+logger = logging.getLogger(__name__)
+
+# What detectron2's trainer does with other values changes a training; here nothing would, so they are refused.
+UNSUPPORTED = {"SOLVER.REFERENCE_WORLD_SIZE": 0, "TEST.EXPECTED_RESULTS": [], "TEST.PRECISE_BN.ENABLED": False}
+
+
+class Trainer(DefaultTrainer):
+    """detectron2's trainer with the paper's optimization, and runs that can be killed and continued without a trace.
+
+    The step (precision, accumulation, clipping, the guard against NaN) is `TrainStep`. Randomness depends on the seed,
+    the iteration and the process alone, and the data on the seed and the position in its stream, so a resumed run is
+    the run that was interrupted, number for number. SEED -1 draws one; a checkpoint's seed goes before the config's.
+    """
+
+    def __init__(self, cfg):
+        # Not DefaultTrainer's: detectron2's wraps models on the CPU as if they were on a GPU, which torch refuses, and
+        # takes a float16 scaler whatever the precision.
+        super(DefaultTrainer, self).__init__()
+        _refuse_unsupported(cfg)
+        self.cfg = cfg.clone()
+        if cfg.SEED < 0:
+            self._set_seed(draw_seed())
+            logger.info("SEED is %d: drawn %d", cfg.SEED, self.cfg.SEED)
+
+        seed_all(self.cfg.SEED, -1, rank=0)  # the same initial weights in all processes
+        model = self.build_model(self.cfg)
+        optimizer = self.build_optimizer(self.cfg, model)
+        data_loader, self._sampler = self.build_train_loader(self.cfg)
+        self._trainer = TrainStep(
+            _distribute(model),
+            data_loader,
+            optimizer,
+            build_gradient_clipper(self.cfg),
+            accumulate=cfg.SOLVER.ACCUMULATE,
+            amp_dtype=_amp_dtype(self.cfg),
+            output_dir=cfg.OUTPUT_DIR,
+        )
+        self.scheduler = self.build_lr_scheduler(self.cfg, optimizer)
+        self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.interruption = Interruption(
+            "Stopping: the step under way is finished and a checkpoint saved. Ctrl-C again stops at once, without it."
+            if comm.is_main_process()
+            else ""
+        )
+        self.register_hooks(self.build_hooks())
+
+    def _set_seed(self, seed: int) -> None:
+        self.cfg.defrost()
+        self.cfg.SEED = seed
+        self.cfg.freeze()
+
+    @property
+    def unwrapped_model(self) -> nn.Module:
+        """The model itself, without the wrapper that averages gradients."""
+        return self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
+
+    @classmethod
+    def build_model(cls, cfg) -> nn.Module:
+        model = build_model(cfg)
+        millions = sum(p.numel() for p in model.parameters()) / 1e6
+        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
+        logger.info("%s: %.2f M parameters, %.2f M trained", cfg.MODEL.META_ARCHITECTURE, millions, trainable)
+        return model
+
+    @classmethod
+    def build_optimizer(cls, cfg, model: nn.Module) -> torch.optim.Optimizer:
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+        return build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_train_loader(cls, cfg) -> tuple[torch.utils.data.DataLoader, StreamSampler]:
+        """The loader of this process's micro-batches, and the sampler whose `start_iteration` says where it begins."""
+        return build_train_loader(cfg, cfg.SEED)
+
+    @classmethod
+    def build_test_loader(cls, cfg, dataset_name: str) -> torch.utils.data.DataLoader:
+        return build_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name: str, output_dir: str | None = None) -> DatasetEvaluator:
+        return build_evaluator(cfg, dataset_name, output_dir)
+
+    @classmethod
+    def test(cls, cfg, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None) -> dict:
+        """Results of `model` on DATASETS.TEST, images looked at as TEST.SLIDING_WINDOW says."""
+        return super().test(cfg, windowed(cfg, model), evaluators)
+
+    @classmethod
+    def test_with_TTA(cls, cfg, model: nn.Module) -> dict:  # noqa: N802 (Mask2Former's name)
+        """The same with TEST.AUG's sizes and mirror images, as sem_seg_TTA; files go to OUTPUT_DIR/inference_TTA."""
+        names = cfg.DATASETS.TEST
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        folders = [os.path.join(folder, name) for name in names] if len(names) > 1 else [folder]
+        evaluators = [cls.build_evaluator(cfg, *pair) for pair in zip(names, folders, strict=True)]
+        results = super().test(augmented_cfg(cfg), TestTimeAugmentation(cfg, model), evaluators)
+        if len(names) == 1:
+            return {f"{task}_TTA": scores for task, scores in results.items()}
+        return {name: {f"{task}_TTA": scores for task, scores in results[name].items()} for name in results}
+
+    def build_hooks(self) -> list[HookBase | None]:
+        """In all processes, since the main one's checkpoints hold the hooks' states and every process reads them."""
+        cfg = self.cfg
+        me = weakref.proxy(self)  # hooks must not keep the trainer alive
+        self._metrics = metrics = Metrics(cfg.OUTPUT_DIR)
+        self._progress = Progress()
+        self._checkpoints = Checkpoints(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
+        hooks = [LearningRate(), metrics, self._checkpoints]
+        if cfg.DATASETS.TEST:
+            first = cfg.DATASETS.TEST[0]
+            score = "sem_seg/mIoU" if len(cfg.DATASETS.TEST) == 1 else f"{first}/sem_seg/mIoU"
+            hooks += [
+                Evaluation(cfg.TEST.EVAL_PERIOD, lambda: me.test(me.cfg, me.unwrapped_model), metrics, score),
+                BestCheckpoint(self.unwrapped_model, cfg.OUTPUT_DIR, score),
+                Pictures(cfg.OUTPUT_DIR, lambda: me.build_test_loader(me.cfg, first), first),
+            ]
+        else:
+            hooks.append(Pictures(cfg.OUTPUT_DIR))
+        return [*hooks, self._progress]
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Continue from the last checkpoint in OUTPUT_DIR if `resume` and there is one, else load MODEL.WEIGHTS."""
+        if resume and not self.checkpointer.has_checkpoint():
+            logger.warning("No checkpoint in %s to resume from: starting from the beginning", self.cfg.OUTPUT_DIR)
+        super().resume_or_load(resume)
+
+    def train(self) -> None:
+        """Train from `start_iter` to `max_iter`.
+
+        Ctrl-C and SIGTERM raise Interrupted, after the step under way was finished and a checkpoint was saved.
+        """
+        # DefaultTrainer's loop knows no interruptions, and prints the trace of what may be a user's mistake.
+        if comm.is_main_process():
+            os.makedirs(self.cfg.OUTPUT_DIR, exist_ok=True)
+            with open(os.path.join(self.cfg.OUTPUT_DIR, "config.yaml"), "w") as file:
+                file.write(self.cfg.dump())  # with the seed that was drawn, or that came with the checkpoint
+        self._sampler.start_iteration = self.iter = self.start_iter
+        if self.start_iter < self.max_iter:
+            logger.info("Training from iteration %d to %d", self.start_iter, self.max_iter)
+        else:
+            logger.info("The checkpoint is that of the last iteration: nothing is left to train")
+        with (
+            self.interruption,
+            EventStorage(self.start_iter) as self.storage,
+            closing(self._metrics),
+            closing(self._progress),
+        ):
+            try:
+                self.before_train()
+                self._loop()
+            finally:
+                self._trainer.close()
+                self.after_train()
+
+    def _loop(self) -> None:
+        try:
+            for self.iter in range(self.start_iter, self.max_iter):  # noqa: B020 (hooks read it)
+                self.before_step()
+                stop = self.run_step()
+                self.after_step()
+                if stop:
+                    raise Interrupted(self.interruption.signum or signal.SIGTERM)  # or another process got the signal
+            self.iter += 1
+        except Interrupted as interrupted:
+            if self.iter >= self.start_iter:
+                self._checkpoints.save_now()
+            logger.info(
+                "%s after iteration %d; a checkpoint is in %s. To continue, run the same command with --resume",
+                *(str(interrupted).capitalize(), self.iter + 1, self.cfg.OUTPUT_DIR),
+            )
+            raise
+
+    def run_step(self) -> bool:
+        """One update of the weights. Returns whether some process wants to stop after it."""
+        start = time.perf_counter()
+        batches = self._fetch()
+        data_time = time.perf_counter() - start
+        # After the data: a loader that starts draws a random number, in the first step of a run only.
+        seed_all(self.cfg.SEED, self.iter, comm.get_rank())
+        report = self._trainer.run(self.iter, batches, data_time, stop=self.interruption.signum is not None)
+
+        put = self.storage.put_scalar
+        self.storage.put_scalars(total_loss=sum(report.losses.values()), **report.losses)
+        put("data_time", report.data_time)
+        if math.isfinite(report.grad_norm):
+            put("grad_norm", report.grad_norm)
+        if self._trainer.scaler.is_enabled():
+            put("grad_scale", report.grad_scale)
+        put("time", time.perf_counter() - start)
+        return report.stop
+
+    def _fetch(self) -> list[list[dict]]:
+        try:
+            return self._trainer.fetch()
+        except Exception:
+            if self.interruption.signum is None:
+                raise
+            # A Ctrl-C in the terminal reaches data workers too, and ends those that were not forked from this process.
+            self.iter -= 1  # the last step that was finished
+            raise Interrupted(self.interruption.signum) from None
+
+    def state_dict(self) -> dict:
+        return {**super().state_dict(), "seed": self.cfg.SEED}
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        if state["seed"] != self.cfg.SEED:
+            logger.info("SEED is %d, with which the run in the checkpoint began, not %d", state["seed"], self.cfg.SEED)
+            self._set_seed(state["seed"])
+            self.data_loader, self._sampler = self.build_train_loader(self.cfg)
+
+
+def _refuse_unsupported(cfg) -> None:
+    for key, only in UNSUPPORTED.items():
+        value = cfg
+        for part in key.split("."):
+            value = value[part]
+        if value != only:
+            raise ValueError(f"{key} is {value!r}; only {only!r} is supported")
+
+
+def _amp_dtype(cfg) -> torch.dtype | None:
+    """Type of autocast, None for none. Raises ValueError for float16 on the CPU, where nothing computes in it."""
+    if not cfg.SOLVER.AMP.ENABLED:
+        return None
+    dtypes = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+    name = cfg.SOLVER.AMP.DTYPE
+    if name not in dtypes or (name == "float16" and cfg.MODEL.DEVICE == "cpu"):
+        raise ValueError(
+            f"SOLVER.AMP.DTYPE is {name!r} with MODEL.DEVICE {cfg.MODEL.DEVICE}; it must be 'bfloat16' (any device) or "
+            "'float16' (GPU); SOLVER.AMP.ENABLED False trains in float32"
+        )
+    return dtypes[name]
+
+
+def _distribute(model: nn.Module) -> nn.Module:
+    """`model`, wrapped to average gradients where there is more than one process."""
+    if comm.get_world_size() == 1:
+        return model
+    on_gpu = next(model.parameters()).is_cuda
+    # Plain batch norm gathers statistics in each process; those of the main one, which are saved, are everyone's.
+    # Frozen statistics and SyncBN's are equal already.
+    differ = any(type(module) is nn.BatchNorm2d for module in model.modules())
+    return DistributedDataParallel(
+        model, device_ids=[comm.get_local_rank()] if on_gpu else None, broadcast_buffers=differ
+    )

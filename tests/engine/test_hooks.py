@@ -1,0 +1,201 @@
+import io
+import json
+import logging
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from fasegr.d2 import EventStorage
+from fasegr.engine import hooks
+from fasegr.engine.hooks import BestCheckpoint, Checkpoints, Evaluation, LearningRate, Metrics, Progress, flatten
+from fasegr.engine.interruption import Interruption
+
+
+@pytest.fixture
+def trainer():
+    trainer = SimpleNamespace(iter=0, start_iter=0, max_iter=7, interruption=Interruption())
+    with EventStorage(0) as trainer.storage:
+        yield trainer
+
+
+def attach(trainer, *attached):
+    for hook in attached:
+        hook.trainer = trainer
+        hook.before_train()
+
+
+def go(trainer, attached, first, last):
+    """Iterations first .. last, in which the loss is 10 times the iteration."""
+    for trainer.iter in range(first, last + 1):
+        trainer.storage.iter = trainer.iter
+        trainer.storage.put_scalars(total_loss=10.0 * trainer.iter, loss_mask_3=1.0, time=0.1, data_time=0.0)
+        for hook in attached:
+            hook.after_step()
+
+
+def lines(tmp_path):
+    return [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+
+
+def test_metrics_are_means_of_periods(trainer, tmp_path, caplog):
+    metrics = Metrics(str(tmp_path), period=3)
+    attach(trainer, metrics)
+    with caplog.at_level(logging.INFO, "fasegr"):
+        go(trainer, [metrics], 0, 6)
+    metrics.close()
+    assert [(line["iteration"], line["total_loss"]) for line in lines(tmp_path)] == [(2, 10.0), (5, 40.0), (6, 60.0)]
+    assert lines(tmp_path)[0]["eta_seconds"] == pytest.approx(0.4)
+    assert lines(tmp_path)[0]["memory"] > 1
+    assert "iteration 3 of 7  0:00:00 left  total_loss 10  0.100 s a step" in caplog.text
+    assert "loss_mask_3" not in caplog.text
+    assert lines(tmp_path)[0]["loss_mask_3"] == 1.0
+
+
+def test_metrics_are_the_same_after_a_resume(trainer, tmp_path):
+    metrics = Metrics(str(tmp_path), period=3)
+    attach(trainer, metrics)
+    go(trainer, [metrics], 0, 3)
+    state = metrics.state_dict()  # of a checkpoint in the middle of a period
+    go(trainer, [metrics], 4, 5)  # killed after it had written one more line
+    metrics.close()
+
+    metrics = Metrics(str(tmp_path), period=3)
+    metrics.load_state_dict(state)
+    trainer.start_iter = 4
+    attach(trainer, metrics)
+    go(trainer, [metrics], 4, 6)
+    metrics.close()
+    assert [(line["iteration"], line["total_loss"]) for line in lines(tmp_path)] == [(2, 10.0), (5, 40.0), (6, 60.0)]
+
+
+def test_checkpoints_and_the_final_one(trainer):
+    saved = []
+    hook = Checkpoints(SimpleNamespace(save=lambda name, iteration: saved.append((name, iteration))), period=3)
+    attach(trainer, hook)
+    go(trainer, [hook], 0, 6)
+    assert saved == [("model_0000002", 2), ("model_0000005", 5), ("model_final", 6)]
+
+
+def make_evaluation(trainer, tmp_path, period=2, start_iter=0):
+    trainer.start_iter = start_iter
+    metrics = Metrics(str(tmp_path))
+    ran = []
+
+    def evaluate():
+        ran.append(trainer.iter)
+        return {"sem_seg": {"mIoU": 50.0 - trainer.iter, "IoU-boat": float("nan")}}
+
+    evaluation = Evaluation(period, evaluate, metrics, "sem_seg/mIoU")
+    attach(trainer, metrics, evaluation)
+    return metrics, evaluation, ran
+
+
+def test_evaluation_comes_periodically_and_at_the_end(trainer, tmp_path):
+    metrics, evaluation, ran = make_evaluation(trainer, tmp_path)
+    go(trainer, [evaluation], 0, 6)
+    assert ran == [1, 3, 5]
+    trainer.iter = 7
+    evaluation.after_train()
+    metrics.close()
+    assert ran == [1, 3, 5, 7]
+    assert [line["iteration"] for line in lines(tmp_path)] == [1, 3, 5, 6]
+    assert trainer.storage.latest()["sem_seg/mIoU"] == (43.0, 6)
+
+
+def test_no_evaluation_after_a_failure(trainer, tmp_path):
+    _, evaluation, ran = make_evaluation(trainer, tmp_path, period=0)
+    trainer.iter = 6  # the last iteration, under way
+    evaluation.after_train()
+    assert ran == []
+
+
+@pytest.mark.parametrize(("written", "runs"), [(False, 1), (True, 0)])
+def test_an_evaluation_that_was_killed_is_made_up(trainer, tmp_path, written, runs):
+    lines = [{"iteration": 3, "total_loss": 1.0}] + [{"iteration": 3, "sem_seg/mIoU": 40.0}] * written
+    (tmp_path / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    _, _, ran = make_evaluation(trainer, tmp_path, start_iter=4)
+    assert len(ran) == runs
+    assert ("sem_seg/mIoU" in trainer.storage.latest()) == (runs == 1)
+
+
+def test_flatten():
+    assert flatten({"a": {"b": {"c": 1}}, "d": 2}) == {"a/b/c": 1.0, "d": 2.0}
+
+
+def test_the_best_weights_are_kept_and_known_to_a_resumed_run(trainer, tmp_path):
+    def score(hook, value, iteration):
+        with torch.no_grad():
+            model.weight.fill_(value)
+        trainer.storage.put_scalars(smoothing_hint=False, cur_iter=iteration, **{"sem_seg/mIoU": value})
+        hook.after_step()
+        return torch.load(tmp_path / "model_best.pth", weights_only=True)
+
+    model = nn.Linear(1, 1)
+    hook = BestCheckpoint(model, str(tmp_path), "sem_seg/mIoU")
+    attach(trainer, hook)
+    assert not (tmp_path / "model_best.pth").exists(), "nothing was evaluated yet"
+    for value, best in ((float("nan"), None), (40.0, 40.0), (50.0, 50.0), (45.0, 50.0)):
+        if best is None:
+            trainer.storage.put_scalars(smoothing_hint=False, **{"sem_seg/mIoU": value})
+            hook.after_step()
+            assert not (tmp_path / "model_best.pth").exists()
+            continue
+        saved = score(hook, value, iteration=3)
+        assert saved["sem_seg/mIoU"] == saved["model"]["weight"].item() == best
+    assert not (tmp_path / "last_checkpoint").exists(), "a run does not resume from the best checkpoint"
+
+    trainer.start_iter = 4
+    with EventStorage(4) as trainer.storage:
+        hook = BestCheckpoint(model, str(tmp_path), "sem_seg/mIoU")
+        attach(trainer, hook)
+        assert score(hook, 47.0, iteration=5)["sem_seg/mIoU"] == 50.0
+        assert score(hook, 51.0, iteration=6)["sem_seg/mIoU"] == 51.0
+
+
+def test_the_learning_rate_of_the_largest_group_is_noted(trainer):
+    small, large = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(9))
+    trainer.optimizer = torch.optim.SGD([{"params": [small], "lr": 0.5}, {"params": [large], "lr": 0.25}])
+    trainer.scheduler = torch.optim.lr_scheduler.LambdaLR(trainer.optimizer, lambda i: 1 / (1 + i))
+    hook = LearningRate()
+    attach(trainer, hook)
+    trainer.optimizer.step()
+    hook.after_step()
+    assert trainer.storage.latest()["lr"][0] == 0.25
+    assert trainer.optimizer.param_groups[1]["lr"] == 0.125
+    other = LearningRate()
+    other.trainer = trainer
+    other.load_state_dict(hook.state_dict())
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("kind", [Terminal, io.StringIO])
+def test_progress(trainer, monkeypatch, kind):
+    terminal = kind()
+    monkeypatch.setattr("sys.stderr", terminal)
+    trainer.start_iter = 2
+    hook = Progress()
+    attach(trainer, hook)
+    go(trainer, [hook], 2, 6)
+    hook.close()
+    shown = terminal.getvalue()
+    if kind is Terminal:
+        assert "7/7" in shown
+        assert "it/s" in shown or "s/it" in shown
+        assert "loss 60.000, " in shown
+        assert " MB" in shown
+    else:
+        assert shown == "", "a file or a pipe gets log lines only"
+
+
+def test_peak_memory_grows():
+    before = hooks.peak_memory()
+    block = torch.ones(50 * 2**18)
+    assert hooks.peak_memory() >= before
+    assert before > 20
+    del block

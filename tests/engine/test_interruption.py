@@ -1,0 +1,79 @@
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from fasegr.engine import interruption
+from fasegr.engine.interruption import Interrupted, Interruption
+
+
+def send(signum=signal.SIGINT):
+    os.kill(os.getpid(), signum)
+    time.sleep(0)  # handlers run between bytecodes
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_is_noted_and_nothing_else(signum, code, capfd):
+    with Interruption("Stopping.") as noted:
+        send(signum)
+        assert noted.signum == signum
+    assert "Stopping." in capfd.readouterr().err
+    assert Interrupted(signum).exit_code == code
+
+
+def test_handlers_are_put_back():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with Interruption():
+        assert signal.getsignal(signal.SIGINT) != before[0]
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_at_once_raises_for_signals_now_and_before():
+    with Interruption() as noted:
+        with pytest.raises(Interrupted) as stopped, noted.at_once():
+            send(signal.SIGTERM)
+        assert stopped.value.signum == signal.SIGTERM
+        with pytest.raises(Interrupted), noted.at_once():
+            pytest.fail("the signal had come already")
+
+
+def test_a_second_ctrl_c_ends_at_once_unless_it_is_the_same_one(monkeypatch):
+    with Interruption() as noted:
+        send()
+        send()  # the terminal and torchrun both pass it on
+        monkeypatch.setattr(interruption, "DEAD_TIME", 0.0)
+        with pytest.raises(KeyboardInterrupt) as stopped:
+            send()
+        assert not isinstance(stopped.value, Interrupted)
+        assert noted.signum == signal.SIGINT
+
+
+@pytest.mark.parametrize(("signum", "survives"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
+def test_forked_data_workers(signum, survives):
+    """They finish the batches that the step under way needs, and still end when their loader ends them."""
+    with Interruption():
+        child = os.fork()
+        if child == 0:
+            os.kill(os.getpid(), signum)
+            time.sleep(0)
+            os._exit(7)
+        _, status = os.waitpid(child, 0)
+    assert (os.waitstatus_to_exitcode(status) == 7) == survives
+
+
+def test_other_threads_are_left_alone():
+    problems = []
+
+    def work():
+        try:
+            with Interruption() as noted:
+                assert noted.signum is None
+        except Exception as error:
+            problems.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert not problems

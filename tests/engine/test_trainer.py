@@ -1,0 +1,238 @@
+import json
+import logging
+import os
+import signal
+
+import pytest
+import torch
+import yaml
+
+from fasegr.checkpoint import read_checkpoint
+from fasegr.d2 import HookBase, MetadataCatalog
+from fasegr.engine import Trainer
+from fasegr.engine.interruption import Interrupted
+from fasegr.engine.step import NonFiniteLoss
+from tests.engine.tiny_training import TinySegmentor, tiny_cfg
+
+
+class SignalAt(HookBase):
+    """Sends this process a signal during one iteration, or in an evaluation."""
+
+    def __init__(self, iteration, signum=signal.SIGINT):
+        self.iteration, self.signum = iteration, signum
+
+    def before_step(self):
+        if self.trainer.iter == self.iteration:
+            os.kill(os.getpid(), self.signum)
+
+
+def run(cfg, resume=False, hooks=()):
+    trainer = Trainer(cfg)
+    trainer.register_hooks(hooks)
+    trainer.resume_or_load(resume=resume)
+    trainer.train()
+    return trainer
+
+
+def read_metrics(output_dir, *without):
+    lines = [json.loads(line) for line in (output_dir / "metrics.json").read_text().splitlines()]
+    clocks = ("time", "data_time", "eta_seconds", "memory")
+    return [{name: value for name, value in line.items() if name not in (*clocks, *without)} for line in lines]
+
+
+def test_a_whole_training(dataset_root, tmp_path, caplog):
+    out = tmp_path / "out"
+    with caplog.at_level(logging.INFO, "fasegr"):
+        trainer = run(tiny_cfg(dataset_root, out, "TEST.EVAL_PERIOD", 4))
+    assert {path.name for path in out.iterdir() if not path.name.startswith("events.out")} == {
+        *("config.yaml", "metrics.json", "last_checkpoint", "curves.png", "samples.png"),
+        *("model_0000001.pth", "model_0000003.pth", "model_final.pth", "model_best.pth"),
+    }
+    assert list(out.glob("events.out.tfevents.*"))
+    assert (out / "last_checkpoint").read_text() == "model_final.pth"
+    assert yaml.safe_load((out / "config.yaml").read_text())["SOLVER"]["MAX_ITER"] == 6
+    assert "0.00 M parameters" in caplog.text
+    assert "iteration 6 of 6" in caplog.text
+
+    first, losses, last = read_metrics(out)
+    assert first["iteration"] == 3
+    assert last["iteration"] == losses["iteration"] == 5
+    assert {"sem_seg/mIoU", "sem_seg/IoU-sky", "sem_seg/BoundaryIoU"} <= first.keys()
+    assert losses["total_loss"] == pytest.approx(losses["loss_ce"] + losses["loss_ce_0"])
+    assert losses["total_loss"] > 0
+    best = read_checkpoint(str(out / "model_best.pth")).rest
+    assert best["sem_seg/mIoU"] == max(first["sem_seg/mIoU"], last["sem_seg/mIoU"])
+    assert trainer.unwrapped_model.training
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_run_equals_an_uninterrupted_one(dataset_root, tmp_path, workers, caplog):
+    options = ("DATASETS.TEST", (), "DATALOADER.NUM_WORKERS", workers, "SOLVER.ACCUMULATE", 2)
+    whole = run(tiny_cfg(dataset_root, tmp_path / "whole", *options))
+
+    cfg = tiny_cfg(dataset_root, tmp_path / "parts", *options)
+    with pytest.raises(Interrupted) as stopped, caplog.at_level(logging.INFO, "fasegr"):
+        run(cfg, hooks=[SignalAt(2)])
+    assert stopped.value.exit_code == 130
+    assert "Stopped by sigint after iteration 3" in caplog.text
+    assert "--resume" in caplog.text
+    assert (tmp_path / "parts" / "last_checkpoint").read_text() == "model_0000002.pth"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    torch.rand(3)  # whatever was drawn before does not matter
+    parts = run(cfg, resume=True)
+    assert parts.start_iter == 3
+    torch.testing.assert_close(parts.model.state_dict(), whole.model.state_dict(), rtol=0, atol=0)
+    assert read_metrics(tmp_path / "parts") == read_metrics(tmp_path / "whole")
+    finals = [read_checkpoint(str(tmp_path / name / "model_final.pth")).rest["trainer"] for name in ("parts", "whole")]
+    torch.testing.assert_close(*(final["_trainer"]["optimizer"] for final in finals), rtol=0, atol=0)
+    assert finals[0]["hooks"]["LearningRate"] == finals[1]["hooks"]["LearningRate"]
+
+
+def test_a_run_killed_after_its_checkpoint_writes_no_line_twice(dataset_root, tmp_path):
+    class Killed(BaseException):
+        pass
+
+    class KillAt(HookBase):
+        def before_step(self):
+            if self.trainer.iter == 5:
+                raise Killed
+
+    cfg = tiny_cfg(dataset_root, tmp_path / "out", "DATASETS.TEST", ())
+    whole = run(tiny_cfg(dataset_root, tmp_path / "whole", "DATASETS.TEST", ()))
+    with pytest.raises(Killed):
+        run(cfg, hooks=[KillAt()])
+    assert (tmp_path / "out" / "last_checkpoint").read_text() == "model_0000003.pth"
+    with open(tmp_path / "out" / "metrics.json", "a") as file:
+        file.write('{"iteration": 4, "total_loss": 99.0}\n')  # written after that checkpoint
+    resumed = run(cfg, resume=True)
+    torch.testing.assert_close(resumed.model.state_dict(), whole.model.state_dict(), rtol=0, atol=0)
+    assert read_metrics(tmp_path / "out") == read_metrics(tmp_path / "whole")
+
+
+def test_an_evaluation_can_be_interrupted_and_is_made_up(dataset_root, tmp_path, monkeypatch):
+    cfg = tiny_cfg(dataset_root, tmp_path / "out", "TEST.EVAL_PERIOD", 3, "SOLVER.CHECKPOINT_PERIOD", 100)
+    test = Trainer.test
+
+    def interrupted(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("it goes on after the signal")
+
+    monkeypatch.setattr(Trainer, "test", interrupted)
+    with pytest.raises(Interrupted) as stopped:
+        run(cfg)
+    assert stopped.value.exit_code == 143
+    assert (tmp_path / "out" / "last_checkpoint").read_text() == "model_0000002.pth"
+    monkeypatch.setattr(Trainer, "test", test)
+    run(cfg, resume=True)
+    lines = [(line["iteration"], "sem_seg/mIoU" in line) for line in read_metrics(tmp_path / "out")]
+    assert lines == [(2, True), (5, False), (5, True)]
+
+
+def test_workers_that_die_of_a_ctrl_c_do_not_cost_the_steps_before(dataset_root, tmp_path):
+    class DyingLoader(SignalAt):
+        def before_step(self):
+            if self.trainer.iter == self.iteration:
+                self.trainer._trainer._batches = self.fail()
+
+        def fail(self):
+            os.kill(os.getpid(), signal.SIGINT)
+            raise RuntimeError("DataLoader worker exited unexpectedly")
+            yield
+
+    cfg = tiny_cfg(dataset_root, tmp_path, "DATASETS.TEST", ())
+    with pytest.raises(Interrupted):
+        run(cfg, hooks=[DyingLoader(3)])
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000002.pth"
+    assert read_checkpoint(str(tmp_path / "model_0000002.pth")).rest["trainer"]["iteration"] == 2
+
+
+def test_a_finished_run_that_is_resumed_is_evaluated(dataset_root, tmp_path, caplog):
+    cfg = tiny_cfg(dataset_root, tmp_path)
+    run(cfg)
+    before = read_metrics(tmp_path)
+    with caplog.at_level(logging.INFO, "fasegr"):
+        run(cfg, resume=True)
+    assert "nothing is left to train" in caplog.text
+    assert read_metrics(tmp_path) == [*before, before[-1]]
+
+
+def test_a_second_run_in_the_same_place_sets_the_first_aside(dataset_root, tmp_path, caplog):
+    cfg = tiny_cfg(dataset_root, tmp_path, "DATASETS.TEST", (), "SOLVER.MAX_ITER", 1)
+    run(cfg)
+    first = (tmp_path / "metrics.json").read_text()
+    run(cfg)
+    assert "metrics.1.json" in caplog.text
+    assert (tmp_path / "metrics.1.json").read_text() == first
+    assert len(read_metrics(tmp_path)) == 1
+    assert (tmp_path / "last_checkpoint.1").read_text() == "model_final.pth"
+
+
+def test_resume_without_a_checkpoint_says_so(dataset_root, tmp_path, caplog):
+    run(tiny_cfg(dataset_root, tmp_path, "DATASETS.TEST", (), "SOLVER.MAX_ITER", 1), resume=True)
+    assert f"No checkpoint in {tmp_path} to resume from" in caplog.text
+
+
+def test_a_seed_is_drawn_written_and_kept(dataset_root, tmp_path, caplog):
+    options = ("DATASETS.TEST", (), "SEED", -1)
+    cfg = tiny_cfg(dataset_root, tmp_path / "parts", *options)
+    cfg.freeze()  # as programs do
+    with pytest.raises(Interrupted), caplog.at_level(logging.INFO, "fasegr"):
+        run(cfg, hooks=[SignalAt(2)])
+    seed = yaml.safe_load((tmp_path / "parts" / "config.yaml").read_text())["SEED"]
+    assert seed >= 0
+    assert f"drawn {seed}" in caplog.text
+    assert read_checkpoint(str(tmp_path / "parts" / "model_0000002.pth")).rest["trainer"]["seed"] == seed
+
+    parts = run(cfg, resume=True)
+    assert yaml.safe_load((tmp_path / "parts" / "config.yaml").read_text())["SEED"] == seed
+    whole = run(tiny_cfg(dataset_root, tmp_path / "whole", *options[:2], "SEED", seed))
+    torch.testing.assert_close(parts.model.state_dict(), whole.model.state_dict(), rtol=0, atol=0)
+
+
+def test_seeds_make_other_runs(dataset_root, tmp_path):
+    models = [
+        run(tiny_cfg(dataset_root, tmp_path / str(seed), "DATASETS.TEST", (), "SOLVER.MAX_ITER", 1, "SEED", seed)).model
+        for seed in (1, 2)
+    ]
+    assert not torch.equal(models[0].head.weight, models[1].head.weight)
+
+
+def test_a_nan_loss_names_the_iteration_and_the_image(dataset_root, tmp_path, monkeypatch):
+    monkeypatch.setattr(TinySegmentor, "break_at", ("3.png",))
+    cfg = tiny_cfg(dataset_root, tmp_path, "SOLVER.IMS_PER_BATCH", 1)
+    with pytest.raises(NonFiniteLoss, match=r"iteration \d: loss_ce is nan, loss_ce_0 is nan. Images .*/3.png\. ") as e:
+        run(cfg)
+    saved = list(tmp_path.glob("nan_*.pth"))
+    assert len(saved) == 1
+    assert str(saved[0]) in str(e.value)
+    assert not (tmp_path / "model_final.pth").exists()
+
+
+def test_several_test_datasets(dataset_root, tmp_path):
+    cfg = tiny_cfg(dataset_root, tmp_path, "DATASETS.TEST", ("tiny_val", "tiny_train"), "SOLVER.MAX_ITER", 1)
+    run(cfg)
+    assert {"tiny_val/sem_seg/mIoU", "tiny_train/sem_seg/mIoU"} <= read_metrics(tmp_path)[-1].keys()
+    assert "tiny_val/sem_seg/mIoU" in read_checkpoint(str(tmp_path / "model_best.pth")).rest
+    assert MetadataCatalog.get("tiny_val").stuff_classes == ["sky", "road"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("SOLVER.AMP.ENABLED", True), r"AMP.DTYPE is 'float16' with MODEL.DEVICE cpu; it must be 'bfloat16'"),
+        (("SOLVER.REFERENCE_WORLD_SIZE", 8), r"REFERENCE_WORLD_SIZE is 8; only 0 is supported"),
+        (("TEST.PRECISE_BN.ENABLED", True), r"PRECISE_BN.ENABLED is True; only False is supported"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(dataset_root, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        Trainer(tiny_cfg(dataset_root, tmp_path, *options))
+
+
+def test_bfloat16(dataset_root, tmp_path):
+    cfg = tiny_cfg(dataset_root, tmp_path, "DATASETS.TEST", (), "SOLVER.AMP.ENABLED", True, "SOLVER.MAX_ITER", 2)
+    cfg.SOLVER.AMP.DTYPE = "bfloat16"
+    trainer = run(cfg)
+    assert trainer._trainer.amp_dtype == torch.bfloat16
+    assert read_metrics(tmp_path)[0]["total_loss"] > 0
