@@ -28,4 +28,5 @@ setup(
         "tabulate",
         "termcolor",
     ],
+    extras_require={"timm": ["timm>=1.0"]},  # other backbones
 )

@@ -14,6 +14,7 @@ from fasegr.checkpoint import Checkpointer
 from fasegr.d2 import default_argument_parser
 from fasegr.data.build import check_num_classes
 from fasegr.data.datasets.folder import register_from_config
+from fasegr.engine.hooks import flatten
 from fasegr.engine.launch import launch, readable_errors, warnings_for_the_log
 from fasegr.engine.trainer import Trainer
 
@@ -46,11 +47,18 @@ def evaluate(args, cfg) -> dict:
             f"or --resume for the last checkpoint in OUTPUT_DIR ({cfg.OUTPUT_DIR})"
         )
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+    if checkpointer.report.kind != "full":
+        raise ValueError(
+            f"--eval-only: {checkpointer.report.path} fits this model in part only ({checkpointer.report.kind}), and "
+            "the rest would be random; use the config that the weights were trained with, or train first"
+        )
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
         logger.info("Multi-scale testing: sizes %s, flip %s", list(cfg.TEST.AUG.MIN_SIZES), cfg.TEST.AUG.FLIP)
         for name, scores in Trainer.test_with_TTA(cfg, model).items():
             results.setdefault(name, {}).update(scores)
+        means = {name: score for name, score in flatten(results).items() if name.endswith("/mIoU")}
+        logger.info("mIoU: %s", ", ".join(f"{name[:-5]} {score:.2f}" for name, score in means.items()))
     return results
 
 

@@ -5,9 +5,9 @@ With s = IMS_PER_BATCH / REFERENCE_BATCH the learning rate is multiplied by s, a
 divided by it, so that every epoch is trained, evaluated and saved as in the recipe. The number of GPUs alone changes
 nothing: IMS_PER_BATCH is the batch of all of them together.
 
-The learning rate follows linearly, as in detectron2 and in the recipes of its projects (Goyal et al., "Accurate, Large
-Minibatch SGD", 2017), although theory would rather have a square root for Adam. With AdamW the linear rule also keeps the
-weight decay of the whole training: a step shrinks a weight by rate x decay, and rate x iterations stays what it was.
+The learning rate follows linearly, as in detectron2 (Goyal et al., "Accurate, Large Minibatch SGD", 2017), although
+theory would rather have a square root for Adam. With AdamW the linear rule also keeps the weight decay of the whole
+training: a step shrinks a weight by rate x decay, and rate x iterations stays what it was.
 """
 
 from __future__ import annotations

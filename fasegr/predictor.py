@@ -18,6 +18,8 @@ from fasegr.data.build import check_num_classes
 from fasegr.data.datasets import register_from_config
 from fasegr.data.image_io import open_image
 from fasegr.evaluation.labels import predicted_labels
+from fasegr.sliding_window import windowed
+from fasegr.test_time_augmentation import TestTimeAugmentation, augmented_cfg
 from fasegr.visualization import overlay, palette
 
 __all__ = ["Predictor"]
@@ -57,6 +59,8 @@ class Predictor:
     def from_config(cls, cfg) -> dict:
         """Build cfg's model and load MODEL.WEIGHTS, all of which must fit.
 
+        It looks through windows and several times where TEST.SLIDING_WINDOW and TEST.AUG are enabled.
+
         Names and colours are those of the first dataset in DATASETS.TEST, or class_0, class_1, ... if it has none.
         """
         if not cfg.MODEL.WEIGHTS:
@@ -75,6 +79,10 @@ class Predictor:
             )
         metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0]) if cfg.DATASETS.TEST else None
         names = metadata and metadata.get("stuff_classes")
+        if cfg.TEST.AUG.ENABLED:
+            model, cfg = TestTimeAugmentation(cfg, model), augmented_cfg(cfg)
+        else:
+            model = windowed(cfg, model)
         return {
             "model": model,
             "resize": ShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST),

@@ -125,6 +125,25 @@ def test_steps_without_a_schedule_mean_that_of_detectron2(tmp_path):
     assert fasegr.load_cfg(path, CPU).SOLVER.LR_SCHEDULER_NAME == "WarmupPolyLR"
 
 
+def test_released_swin_is_understood(tmp_path):
+    swin = """{EMBED_DIM: 128, DEPTHS: [2, 2, 18, 2], NUM_HEADS: [4, 8, 16, 32], WINDOW_SIZE: 12, APE: False,
+              DROP_PATH_RATE: 0.3, PATCH_NORM: True, PRETRAIN_IMG_SIZE: 384}"""
+    write(tmp_path / "base.yaml", RELEASED_FASEG)
+    text = f"_BASE_: base.yaml\nMODEL: {{BACKBONE: {{NAME: D2SwinTransformer}}, SWIN: {swin}}}\n"
+    cfg = fasegr.load_cfg(write(tmp_path / "swin.yaml", text), CPU)
+    assert cfg.MODEL.BACKBONE.NAME == "build_fasegr_swin_backbone"
+    assert (cfg.MODEL.SWIN.EMBED_DIM, cfg.MODEL.SWIN.WINDOW_SIZE) == (128, 12)
+
+
+def test_swin_keys_are_checked_where_they_are_used():
+    opts = [*CPU, "MODEL.SWIN.DEPTHS", [2, 2], "MODEL.SWIN.NUM_HEADS", [3, 5, 12, 24], "MODEL.SWIN.WINDOW_SIZE", 0]
+    fasegr.load_cfg(R50, opts)
+    with pytest.raises(ValueError, match=r"(?s)DEPTHS is \[2, 2\].*NUM_HEADS\[1\] is 5.*WINDOW_SIZE is 0"):
+        fasegr.load_cfg(R50, [*opts, "MODEL.BACKBONE.NAME", "build_fasegr_swin_backbone"])
+    with pytest.raises(ValueError, match=r"PATCH_SIZE is 2; it must be 4"):
+        fasegr.load_cfg(R50, [*CPU, "MODEL.SWIN.PATCH_SIZE", 2])
+
+
 @pytest.mark.parametrize(
     "value",
     [

@@ -139,6 +139,13 @@ def test_evaluation(config, trained, tmp_path):
     assert np.asarray(Image.open(labels[0])).shape == (64, 64)
 
 
+def test_multi_scale_evaluation(config, trained, tmp_path):
+    options = ["MODEL.WEIGHTS", str(trained / "model_final.pth"), "OUTPUT_DIR", str(tmp_path), "TEST.AUG.ENABLED"]
+    train_net.run(["--config-file", config, "--eval-only", *options, "True", "TEST.AUG.MIN_SIZES", "[32, 64]"])
+    single = scores(trained)[-1]["sem_seg/mIoU"]
+    assert re.search(rf"mIoU: sem_seg {single:.2f}, sem_seg_TTA \d+\.\d\d", (tmp_path / "log.txt").read_text())
+
+
 def test_evaluation_of_the_last_checkpoint(config, trained):
     before, log = (trained / "metrics.json").read_text(), trained / "log.txt"
     length = len(log.read_text())
@@ -205,6 +212,14 @@ def test_weights_of_another_model(config, tmp_path, capsys):
     message = fails(capsys, "--config-file", config, "OUTPUT_DIR", str(tmp_path), "MODEL.WEIGHTS", str(path))
     assert str(path) in message
     assert "fc.weight" in message
+
+
+def test_a_backbone_alone_is_not_scored(config, trained, tmp_path, capsys):
+    path = tmp_path / "backbone.pth"
+    weights = read_checkpoint(str(trained / "model_final.pth")).weights
+    torch.save({"model": {name: value for name, value in weights.items() if name.startswith("backbone.")}}, path)
+    arguments = ("--config-file", config, "--eval-only", "OUTPUT_DIR", str(tmp_path), "MODEL.WEIGHTS", str(path))
+    assert "in part only (backbone)" in fails(capsys, *arguments)
 
 
 def test_a_label_out_of_range(config, datasets, tmp_path, capsys):

@@ -54,7 +54,7 @@ class Checkpointer(DetectionCheckpointer):
             os.remove(left)  # by a process that was killed while it wrote
         self.logger.info("Saving checkpoint to %s", path)
         try:
-            with _replacing(path, "wb", check_readable) as file:
+            with replacing(path, "wb", check_readable) as file:
                 torch.save(data, file)
         except (OSError, RuntimeError) as error:  # torch reports a failed write as either
             raise OSError(f"could not write checkpoint {path}: {error}; earlier checkpoints are untouched") from error
@@ -62,7 +62,7 @@ class Checkpointer(DetectionCheckpointer):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Note in the file `last_checkpoint` which one training resumes from."""
-        with _replacing(os.path.join(self.save_dir, "last_checkpoint"), "w") as file:
+        with replacing(os.path.join(self.save_dir, "last_checkpoint"), "w") as file:
             file.write(last_filename_basename)
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class Checkpointer(DetectionCheckpointer):
 
 
 @contextlib.contextmanager
-def _replacing(path: str, mode: str, check: Callable[[str], None] | None = None) -> Iterator[IO[Any]]:
+def replacing(path: str, mode: str, check: Callable[[str], None] | None = None) -> Iterator[IO[Any]]:
     """A file that becomes `path` when the block ends well and `check(file name)` passes, and vanishes when not.
 
     Its bytes are on disk before it takes the name, so that a power cut leaves the old file or the new one.

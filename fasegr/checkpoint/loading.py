@@ -11,7 +11,8 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from .names import may_be_missing, to_our_names
+from . import position_tables
+from .names import is_derived, is_map_norm, may_be_missing, to_our_names
 from .paths import local_path
 from .reading import read_checkpoint
 
@@ -24,11 +25,12 @@ _logger = logging.getLogger(__name__)
 class LoadReport(NamedTuple):
     """How the weights of a file fit a model. Names are the model's unless said otherwise.
 
-    kind: "full" (every entry fits), "backbone" (the whole backbone and nothing else), "fine-tune" (all but the
-    classifier, which is of another number of classes and keeps its random start), or "other" (weights of another model,
-    which `load_checkpoint` refuses).
+    kind: "full" (every entry fits), "backbone" (the whole backbone and nothing else; of a Swin, the norms of its maps
+    may be missing, which ImageNet's files lack), "fine-tune" (all but the classifier, which is of another number of
+    classes and keeps its random start), or "other" (weights of another model, which `load_checkpoint` refuses).
     renamed: the model's name -> the file's. unexpected: what the file has besides, translated where it could be.
     mismatched: (name, shape in the file, shape in the model). extras: names in the file that are known and not needed.
+    resized: like mismatched, of those among matched that fit once they are interpolated: position tables of a backbone.
     """
 
     path: str
@@ -39,12 +41,14 @@ class LoadReport(NamedTuple):
     unexpected: list[str]
     mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]]
     extras: list[str]
+    resized: list[tuple[str, tuple[int, ...], tuple[int, ...]]]
 
     def table(self) -> str:
         """Counts for every module of the model; columns without an entry are left out."""
         columns = {
             "matched": self.matched,
             "renamed": self.renamed,
+            "resized": [name for name, _, _ in self.resized],
             "missing": self.missing,
             "unexpected": self.unexpected,
             "other shape": [name for name, _, _ in self.mismatched],
@@ -54,6 +58,9 @@ class LoadReport(NamedTuple):
         width = max(map(len, ["module", *modules]))
         lines = [f"{'module':{width}}" + "".join(f"{head:>13}" for head in counts)]
         lines += [f"{m:{width}}" + "".join(f"{count[m] or '-':>13}" for count in counts.values()) for m in modules]
+        if self.resized:
+            resized = [f"{name} from {there} to {here}" for name, there, here in self.resized]
+            lines.append(f"resized by bicubic interpolation: {_some(resized)}")
         if self.extras:
             lines.append(f"not needed and left out: {_some(self.extras)}")
         return "\n".join(lines)
@@ -92,7 +99,9 @@ def load_weights(
     report = compare(model, weights, path)
     if report.kind not in kinds:
         raise ValueError(_refusal(report))
-    model.load_state_dict({name: weights[report.renamed.get(name, name)] for name in report.matched}, strict=False)
+    state = {name: weights[report.renamed.get(name, name)] for name in report.matched}
+    state.update({name: position_tables.resize(state[name], shape) for name, _, shape in report.resized})
+    model.load_state_dict(state, strict=False)
     _log(report)
     return report
 
@@ -104,12 +113,21 @@ def compare(model: nn.Module, weights: Mapping[str, Tensor], path: str) -> LoadR
     found = {name: tuple(weights[in_file].shape) for name, in_file in to_file.items()}
     common = [name for name in expected if name in found]
     matched = [name for name in common if found[name] == expected[name]]
-    mismatched = [(name, found[name], expected[name]) for name in common if found[name] != expected[name]]
+    differing = [(name, found[name], expected[name]) for name in common if found[name] != expected[name]]
+    extras += [to_file[name] for name, _, _ in differing if is_derived(name)]
+    mismatched = [entry for entry in differing if not is_derived(entry[0])]
     missing = [name for name in expected if name not in found and not may_be_missing(name)]
     unexpected = [name for name in found if name not in expected]
-    renamed = {name: to_file[name] for name in matched if to_file[name] != name}
     kind = _kind(matched, missing, unexpected, mismatched)
-    return LoadReport(path, kind, matched, renamed, missing, unexpected, mismatched, extras)
+    resized = [entry for entry in mismatched if position_tables.can_be_resized(*entry)]
+    left = [entry for entry in mismatched if entry not in resized]
+    fitted = matched + [name for name, _, _ in resized]
+    if resized and _kind(fitted, missing, unexpected, left) == "backbone":  # a segmentor is of one window size
+        kind, matched, mismatched = "backbone", fitted, left
+    else:
+        resized = []
+    renamed = {name: to_file[name] for name in matched if to_file[name] != name}
+    return LoadReport(path, kind, matched, renamed, missing, unexpected, mismatched, extras, resized)
 
 
 def _kind(matched: list[str], missing: list[str], unexpected: list[str], mismatched: list[tuple]) -> str:
@@ -121,8 +139,11 @@ def _kind(matched: list[str], missing: list[str], unexpected: list[str], mismatc
         return "fine-tune" if classes and not missing else "other"
     if not missing:
         return "full"
-    in_backbone = [name.startswith("backbone.") for name in matched]
-    return "backbone" if all(in_backbone) and not any(name.startswith("backbone.") for name in missing) else "other"
+    prefix = "backbone." if any(name.startswith("backbone.") for name in [*matched, *missing]) else ""
+    needed = [name for name in missing if name.startswith(prefix)]
+    if not any(map(is_map_norm, matched)):
+        needed = [name for name in needed if not is_map_norm(name)]
+    return "backbone" if all(name.startswith(prefix) for name in matched) and not needed else "other"
 
 
 def _refusal(report: LoadReport) -> str:

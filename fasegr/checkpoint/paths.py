@@ -1,28 +1,33 @@
-"""Where weights lie: a local path, a URL, or a name of detectron2's model zoo; a local file in the end."""
+"""Where weights lie: a local path, a URL, or a name of a model zoo, ours or detectron2's; a local file in the end."""
 
 import os
-from urllib.parse import urlparse
 
-from iopath.common.file_io import HTTPURLHandler, PathManager, get_cache_dir
+from iopath.common.file_io import PathManager
+
+from .download import ResumingHandler, cached_path
+from .zoo import PREFIX, released_url
 
 ZOOS = {"detectron2://": "https://dl.fbaipublicfiles.com/detectron2/"}
 DOWNLOADED = ("http://", "https://")
 
 _MANAGER = PathManager()  # of its own: handlers that other programs register, or two runtimes, change nothing here
-_MANAGER.register_handler(HTTPURLHandler())
+_MANAGER.register_handler(ResumingHandler())
 
 
 def local_path(path: str) -> str:
     """The local file behind `path`, downloaded to iopath's cache first where it is a URL or a name of a model zoo.
 
-    Raises FileNotFoundError for a local file that is not there, ValueError for a scheme that nothing serves, and
-    ConnectionError where a download fails, which says where a file that was fetched by hand belongs.
+    Raises FileNotFoundError for a local file that is not there, ValueError for a scheme or name that nothing serves,
+    and ConnectionError where a download fails, which says where a file that was fetched by hand belongs.
     """
-    url = next((base + path.removeprefix(zoo) for zoo, base in ZOOS.items() if path.startswith(zoo)), path)
+    if path.startswith(PREFIX):
+        url = released_url(path)
+    else:
+        url = next((base + path.removeprefix(zoo) for zoo, base in ZOOS.items() if path.startswith(zoo)), path)
     if url.startswith(DOWNLOADED):
         return _downloaded(path, url)
     if "://" in url:
-        schemes = ", ".join([*ZOOS, *DOWNLOADED])
+        schemes = ", ".join([PREFIX, *ZOOS, *DOWNLOADED])
         raise ValueError(f"weights {path!r}: nothing here reads that scheme; use a local path or one of {schemes}")
     return _existing(os.path.expanduser(path))
 
@@ -31,10 +36,9 @@ def _downloaded(path: str, url: str) -> str:
     try:
         return _MANAGER.get_local_path(url)
     except OSError as error:  # urllib's URLError and HTTPError, timeouts, and a full or read-only disk
-        parts = urlparse(url).path.lstrip("/")
         raise ConnectionError(
             f"could not download {path} from {url} ({error}). Fetch it on another machine and either put it at "
-            f"{os.path.join(get_cache_dir(), parts)} or pass its path as MODEL.WEIGHTS"
+            f"{cached_path(url)} or pass its path as MODEL.WEIGHTS"
         ) from error
 
 

@@ -91,12 +91,15 @@ def check_num_classes(cfg) -> None:
     Datasets without a list of classes, or that are not registered (yet), are left out.
     """
     head = cfg.MODEL.SEM_SEG_HEAD
+    gives = cfg.MODEL.MASK_FORMER.TEST
+    # a model of instances alone knows the things of a dataset, and no stuff
+    listed = "stuff_classes" if gives.SEMANTIC_ON or gives.PANOPTIC_ON else "thing_classes"
     first = None
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         if name not in DatasetCatalog.list():
             continue
         meta = MetadataCatalog.get(name)
-        classes = getattr(meta, "stuff_classes", None)
+        classes = getattr(meta, listed, None)
         if classes is None:
             continue
         if len(classes) != head.NUM_CLASSES:
@@ -117,10 +120,12 @@ def check_num_classes(cfg) -> None:
 
 
 def _build_mapper(cfg, is_train: bool):
+    if not is_train:
+        return SemanticMapper(cfg, False)  # only in training is a sample more than the image at its test size
     name = cfg.INPUT.DATASET_MAPPER_NAME
     if name not in MAPPERS:
-        raise ValueError(f"INPUT.DATASET_MAPPER_NAME is {name!r}; there are: {', '.join(MAPPERS)}")
-    return MAPPERS[name](cfg, is_train)
+        raise ValueError(f"INPUT.DATASET_MAPPER_NAME is {name!r}; training has: {', '.join(MAPPERS)}")
+    return MAPPERS[name](cfg, True)
 
 
 def build_train_loader(cfg, seed: int) -> tuple[torch.utils.data.DataLoader, StreamSampler]:

@@ -1,11 +1,11 @@
 """Pictures that a finished training leaves: how it went, and what the model sees now."""
 
-import itertools
 import logging
 import os
 
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
 from fasegr.d2 import DatasetCatalog, HookBase, MetadataCatalog, comm
 from fasegr.data.image_io import read_image, read_label
@@ -18,8 +18,11 @@ __all__ = ["Pictures", "draw_samples"]
 logger = logging.getLogger(__name__)
 
 
-def draw_samples(model: nn.Module, loader, dataset_name: str, path: str, number: int = 4) -> None:
-    """Draw image, truth and prediction of the first images that `loader` yields of a dataset into the file `path`."""
+def draw_samples(model: nn.Module, samples: Dataset, dataset_name: str, path: str, number: int = 4) -> None:
+    """Draw image, truth and prediction of `number` of the `samples` of a dataset into the file `path`.
+
+    They are spread evenly over it: neighbours are often frames of one film.
+    """
     truth_files = {record["file_name"]: record["sem_seg_file_name"] for record in DatasetCatalog.get(dataset_name)}
     metadata = MetadataCatalog.get(dataset_name)
     rows = []
@@ -27,7 +30,8 @@ def draw_samples(model: nn.Module, loader, dataset_name: str, path: str, number:
     model.eval()
     try:
         with torch.no_grad():
-            for sample in itertools.islice(itertools.chain.from_iterable(loader), number):
+            for i in range(min(number, len(samples))):
+                sample = samples[(2 * i + 1) * len(samples) // (2 * min(number, len(samples)))]
                 file = sample["file_name"]
                 labels = predicted_labels(model([sample])[0]).cpu().numpy()
                 rows.append((read_image(file), read_label(truth_files[file]), labels))
@@ -54,5 +58,5 @@ class Pictures(HookBase):
         if self.build_loader is not None:
             path = os.path.join(self.output_dir, "samples.png")
             model = windowed(self.trainer.cfg, self.trainer.unwrapped_model)
-            draw_samples(model, self.build_loader(), self.dataset_name, path)
+            draw_samples(model, self.build_loader().dataset, self.dataset_name, path)
         logger.info("Pictures of the training are in %s", self.output_dir)

@@ -120,7 +120,7 @@ class Trainer(DefaultTrainer):
         return super().test(cfg, windowed(cfg, model), evaluators)
 
     @classmethod
-    def test_with_TTA(cls, cfg, model: nn.Module) -> dict:  # noqa: N802 (Mask2Former's name)
+    def test_with_TTA(cls, cfg, model: nn.Module) -> dict:
         """The same with TEST.AUG's sizes and mirror images, as sem_seg_TTA; files go to OUTPUT_DIR/inference_TTA."""
         names = cfg.DATASETS.TEST
         folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")

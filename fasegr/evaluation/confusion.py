@@ -16,13 +16,16 @@ def count_pairs(truth: Tensor, prediction: Tensor, num_labels: int) -> Tensor:
     Returns (num_labels, num_labels) int64 on that device: rows are the truth's labels, columns the prediction's.
     """
     index = truth.flatten().int() * num_labels + prediction.flatten()
-    size = num_labels * num_labels
+    return count_values(index, num_labels * num_labels).view(num_labels, num_labels)
+
+
+def count_values(index: Tensor, size: int) -> Tensor:
+    """How often each value occurs. index: (n,) integers in [0, size). Returns (size,) int64 on its device."""
     if index.device.type == "cpu":
-        counts = torch.bincount(index, minlength=size)
-    else:  # bincount would make the host wait for the largest index
-        counts = torch.zeros(size, dtype=torch.int64, device=index.device)
-        counts.scatter_add_(0, index.long(), torch.ones((), dtype=torch.int64, device=index.device).expand_as(index))
-    return counts.view(num_labels, num_labels)
+        return torch.bincount(index, minlength=size)
+    # bincount would make the host wait for the largest index
+    counts = torch.zeros(size, dtype=torch.int64, device=index.device)
+    return counts.scatter_add_(0, index.long(), torch.ones((), dtype=torch.int64, device=index.device).expand_as(index))
 
 
 class Overlap(NamedTuple):

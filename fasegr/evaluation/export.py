@@ -33,6 +33,18 @@ def label_file_names(image_files: Iterable[str]) -> dict[str, str]:
     return names
 
 
+def submission_file_names(image_files: Iterable[str]) -> dict[str, str]:
+    """Names of the PNGs that a benchmark's server is sent: the images' own, all in one folder.
+
+    Returns {image file: name}. Raises ValueError where two images in different folders have one name.
+    """
+    names = {file: f"{Path(file).stem}.png" for file in image_files}
+    twice = [name for name, uses in Counter(names.values()).items() if uses > 1]
+    if twice:
+        raise ValueError(f"several images are named {twice[0]}, and a submission is one folder; rename them")
+    return names
+
+
 def write_label_png(labels: np.ndarray, path: str | os.PathLike, num_classes: int) -> None:
     """Write (H, W) class indices as a grey PNG of 8 bits a pixel, or 16 with more than 255 classes.
 

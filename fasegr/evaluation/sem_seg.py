@@ -17,7 +17,7 @@ from fasegr.d2 import DatasetCatalog, DatasetEvaluator, MetadataCatalog, comm
 from fasegr.data.image_io import BadFile, check_label_values, read_label
 from fasegr.evaluation.boundary import boundary_mask, boundary_width
 from fasegr.evaluation.confusion import Overlap, count_pairs
-from fasegr.evaluation.export import label_file_names, run_lengths, write_json, write_label_png
+from fasegr.evaluation.export import label_file_names, run_lengths, submission_file_names, write_json, write_label_png
 from fasegr.evaluation.labels import predicted_labels
 
 __all__ = ["SemSegEvaluator"]
@@ -38,6 +38,9 @@ class SemSegEvaluator(DatasetEvaluator):
     against the rest, where the numbers are a mask, it agrees with this one.
 
     Counts stay on the device of the predictions until `evaluate`.
+
+    Images without a label map are not scored. A dataset that has no truth at all, as the test images of a benchmark,
+    can be predicted for, and its result is empty.
     """
 
     def __init__(
@@ -48,29 +51,48 @@ class SemSegEvaluator(DatasetEvaluator):
         output_dir: str | os.PathLike | None = None,
         save_labels: bool = False,
         save_json: bool = False,
+        save_submission: bool = False,
         boundary: bool = True,
     ):
         """dataset_name: in the catalogs; its records name the truth as "sem_seg_file_name", its metadata hold
-        stuff_classes and, unless it is 255, ignore_label.
+        stuff_classes and, unless it is 255, ignore_label; and submission_ids, the label that each class has in files
+        for the benchmark's server.
         distributed: add up the counts of all processes; else each has its own result.
         save_labels: write class indices to output_dir/labels/*.png, under the paths that the images have to each other.
         save_json: write output_dir/sem_seg_predictions.json, a list of {file_name, category_id, segmentation}.
+        save_submission: write output_dir/submission/*.png, named as the images are, with the labels of submission_ids.
         boundary: compute Boundary IoU.
         """
-        if (save_labels or save_json) and output_dir is None:
-            raise ValueError("save_labels and save_json write to output_dir, which is None; name a folder")
+        self._saves = save_labels or save_json or save_submission
+        if self._saves and output_dir is None:
+            raise ValueError(
+                "save_labels, save_json and save_submission write to output_dir, which is None; name a folder"
+            )
         metadata = MetadataCatalog.get(dataset_name)
         self.class_names: list[str] = list(metadata.stuff_classes)
         self.ignore_label: int = metadata.get("ignore_label", 255)
         to_contiguous = metadata.get("stuff_dataset_id_to_contiguous_id", {})
         self._dataset_ids = {contiguous: dataset for dataset, contiguous in to_contiguous.items()}
-        self._truth_files = {r["file_name"]: r["sem_seg_file_name"] for r in DatasetCatalog.get(dataset_name)}
+        self._truth_files = {r["file_name"]: r.get("sem_seg_file_name") for r in DatasetCatalog.get(dataset_name)}
+        if not self._saves and self._truth_files and not any(self._truth_files.values()):
+            raise ValueError(
+                f"{dataset_name} has no label maps, so nothing can be scored; TEST.SAVE_LABELS True or "
+                "TEST.SAVE_SUBMISSION True writes what is predicted"
+            )
         self._label_names = label_file_names(self._truth_files) if save_labels else {}
+        self._submission_names = submission_file_names(self._truth_files) if save_submission else {}
+        self._submission_ids = metadata.get("submission_ids") if save_submission else None
+        if save_submission and self._submission_ids is None:
+            raise ValueError(
+                f"TEST.SAVE_SUBMISSION is True, but {dataset_name} has no benchmark that is known here (those of "
+                "ADE20K and Cityscapes are); TEST.SAVE_LABELS True writes class indices"
+            )
         self.dataset_name = dataset_name
         self.distributed = distributed
         self.output_dir = output_dir
         self.save_labels = save_labels
         self.save_json = save_json
+        self.save_submission = save_submission
         self.boundary = boundary
         self.reset()
 
@@ -95,10 +117,11 @@ class SemSegEvaluator(DatasetEvaluator):
             file_name = sample["file_name"]
             prediction = self._prediction(output, file_name)
             truth = self._truth(file_name, prediction)
-            if self.save_labels or self.save_json:
+            if self._saves:
                 self._save(file_name, prediction.cpu().numpy())
-            self._count(truth, prediction)
             self._num_images += 1
+            if truth is not None:
+                self._count(file_name, truth, prediction)
 
     def _prediction(self, output: Mapping[str, Tensor], file_name: str) -> Tensor:
         """(H, W) class indices, all of them below the number of classes."""
@@ -117,13 +140,16 @@ class SemSegEvaluator(DatasetEvaluator):
             )
         return labels
 
-    def _truth(self, file_name: str, prediction: Tensor) -> Tensor:
-        """(H, W) class indices as large as the prediction, on its device; ignored pixels have num_classes."""
+    def _truth(self, file_name: str, prediction: Tensor) -> Tensor | None:
+        """(H, W) class indices as large as the prediction, on its device; ignored pixels have num_classes. None where
+        the image has no label map."""
         if file_name not in self._truth_files:
             raise KeyError(
                 f"{file_name} is not an image of {self.dataset_name}; evaluate on the dataset that the loader reads"
             )
         path = self._truth_files[file_name]
+        if path is None:
+            return None
         truth = read_label(path)
         if truth.shape != tuple(prediction.shape):
             raise BadFile(
@@ -136,7 +162,7 @@ class SemSegEvaluator(DatasetEvaluator):
         truth[ignored] = self.num_classes
         return torch.from_numpy(truth).to(prediction.device, non_blocking=True)
 
-    def _count(self, truth: Tensor, prediction: Tensor) -> None:
+    def _count(self, file_name: str, truth: Tensor, prediction: Tensor) -> None:
         no_class = self.num_classes
         # An ignored pixel is taken out of both maps, so that it is neither a part nor the boundary of a wrong segment.
         prediction = torch.where(truth == no_class, no_class, prediction.to(truth.dtype))
@@ -154,6 +180,10 @@ class SemSegEvaluator(DatasetEvaluator):
         if self.save_labels:
             path = os.path.join(self.output_dir, "labels", self._label_names[file_name])
             write_label_png(labels, path, self.num_classes)
+        if self.save_submission:
+            ids = np.array(self._submission_ids)
+            path = os.path.join(self.output_dir, "submission", self._submission_names[file_name])
+            write_label_png(ids[labels], path, ids.max() + 1)
         if self.save_json:
             self._segments += [
                 {"file_name": file_name, "category_id": self._dataset_ids.get(label, label), "segmentation": code}
@@ -161,12 +191,14 @@ class SemSegEvaluator(DatasetEvaluator):
             ]
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
-        """{"sem_seg": {name: percent}}; with several processes, None in all but the main one.
+        """{"sem_seg": {name: percent}}, or {} where predictions are saved and there is no truth to score them by; with
+        several processes, None in all but the main one.
 
-        Logs a table of the classes. Raises ValueError where no image or no labelled pixel was seen by any process.
+        Logs a table of the classes. Raises ValueError where no image was seen by any process, or no labelled pixel and
+        nothing saved.
         """
-        counts, boundary_counts, num_images = self._gather()
-        if num_images == 0:
+        tally = self._gather()
+        if tally["images"] == 0:
             raise ValueError(
                 f"no image of {self.dataset_name} was evaluated; is the dataset empty, or process() not called?"
             )
@@ -177,26 +209,34 @@ class SemSegEvaluator(DatasetEvaluator):
         if self.distributed and not comm.is_main_process():
             return None
 
-        overlap = Overlap.of(counts)
-        if not overlap.truth.any():
+        if not Overlap.of(tally["pixels"]).truth.any():
+            if self._saves:
+                logger.warning(
+                    f"{self.dataset_name} has no labelled pixel, so there is nothing to score; the predictions for its "
+                    f"{tally['images']} images are in {self.output_dir}"
+                )
+                return OrderedDict()
             raise ValueError(
-                f"all pixels of the {num_images} label maps of {self.dataset_name} are ignored "
+                f"all pixels of the {tally['images']} label maps of {self.dataset_name} are ignored "
                 f"(label {self.ignore_label}), so there is nothing to score"
             )
-        scores, columns = self._scores(overlap, Overlap.of(boundary_counts) if self.boundary else None)
-        self._log(scores, columns, overlap.truth, num_images)
+        scores, columns = self._scores(tally)
+        self._log(scores, columns, tally)
         return OrderedDict(sem_seg=scores)
 
-    def _gather(self) -> tuple[np.ndarray, np.ndarray, int]:
-        """Counts of the pixels, counts of the boundaries, and the number of images, of all processes."""
+    def _tally(self) -> dict[str, np.ndarray | int]:
+        """What this process has counted; what all have is the sum."""
         empty = np.zeros((self.num_classes + 1,) * 2, np.int64)
-        mine = [empty if c is None else c.cpu().numpy() for c in (self._counts, self._boundary_counts)]
-        parts = comm.all_gather((*mine, self._num_images)) if self.distributed else [(*mine, self._num_images)]
-        counts, boundary_counts, num_images = zip(*parts, strict=True)
-        return sum(counts), sum(boundary_counts), sum(num_images)
+        pixels, boundary = (empty if c is None else c.cpu().numpy() for c in (self._counts, self._boundary_counts))
+        return {"pixels": pixels, "boundary": boundary, "images": self._num_images}
 
-    def _scores(self, overlap: Overlap, boundary: Overlap | None) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    def _gather(self) -> dict[str, np.ndarray | int]:
+        parts = comm.all_gather(self._tally()) if self.distributed else [self._tally()]
+        return {name: sum(part[name] for part in parts) for name in parts[0]}
+
+    def _scores(self, tally: Mapping) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """All scores by name, and the (C,) columns of the table, in percent."""
+        overlap = Overlap.of(tally["pixels"])
         columns = {"IoU": 100 * overlap.iou(), "ACC": 100 * overlap.accuracy()}
         present = overlap.truth > 0
         scores = {
@@ -205,26 +245,31 @@ class SemSegEvaluator(DatasetEvaluator):
             "mACC": columns["ACC"][present].mean(),
             "pACC": 100 * overlap.both.sum() / overlap.truth.sum(),
         }
-        if boundary is not None:
-            columns["BoundaryIoU"] = 100 * boundary.iou()
+        if self.boundary:
+            columns["BoundaryIoU"] = 100 * Overlap.of(tally["boundary"]).iou()
             scores["BoundaryIoU"] = columns["BoundaryIoU"][present].mean()  # each segment has a boundary
         for metric, values in columns.items():
             scores |= {f"{metric}-{name}": value for name, value in zip(self.class_names, values, strict=True)}
         return {name: float(value) for name, value in scores.items()}, columns
 
-    def _log(self, scores: dict[str, float], columns: dict[str, np.ndarray], pixels: np.ndarray, images: int) -> None:
-        share = 100 * pixels / pixels.sum()
-        rows = list(zip(self.class_names, *columns.values(), share, strict=True))
-        means = [scores["mIoU"], scores["mACC"], *([scores["BoundaryIoU"]] if self.boundary else [])]
+    def _log(self, scores: Mapping[str, float], columns: Mapping[str, np.ndarray], tally: Mapping) -> None:
+        pixels = Overlap.of(tally["pixels"]).truth
+        rows = list(zip(self.class_names, *columns.values(), 100 * pixels / pixels.sum(), strict=True))
         table = tabulate(
-            [*rows, ["mean", *means, None]],
+            [*rows, ["mean", *map(mean_of_numbers, columns.values()), None]],
             headers=["class", *columns, "% of pixels"],
             floatfmt=".2f",
             tablefmt="pipe",
             missingval="",
         )
         total = "  ".join(f"{name} {value:.2f}" for name, value in scores.items() if "-" not in name)
-        logger.info(f"{self.dataset_name}, {images} images:\n{table}\n{total}")
+        logger.info(f"{self.dataset_name}, {tally['images']} images:\n{table}\n{total}")
+
+
+def mean_of_numbers(values: np.ndarray) -> float:
+    """Of those that are not NaN; NaN where all are."""
+    valid = values[~np.isnan(values)]
+    return float(valid.mean()) if valid.size else float("nan")
 
 
 def _by(shape: Sequence[int]) -> str:

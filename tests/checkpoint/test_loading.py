@@ -1,6 +1,7 @@
 """Which weights go into which model, and that a refused file leaves the model as it was."""
 
 import logging
+import pickle
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from torch.testing import assert_close
 
 from fasegr.checkpoint import load_checkpoint
 from fasegr.modeling.backbone.resnet import ResNet
+from fasegr.modeling.backbone.swin import SwinTransformer
+from fasegr.modeling.backbone.timm_backbone import TimmBackbone
 
 
 class Segmentor(nn.Module):
@@ -111,6 +114,118 @@ def test_backbone_in_detectron2_names_without_the_steps_of_batch_norm(save):
     assert report.kind == "backbone"
     loaded, _ = split(target.state_dict())
     assert_close({name: loaded[name] for name in inside}, inside)
+
+
+class Other(nn.Module):
+    """A segmentor of another backbone."""
+
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = backbone
+        self.sem_seg_head = nn.ModuleDict({"predictor": nn.ModuleDict({"query_feat": nn.Embedding(5, 8)})})
+
+
+def swin(window=4, depths=(2, 1, 1, 1), **kwargs):
+    model = SwinTransformer(embed_dim=8, depths=depths, num_heads=(1, 2, 2, 4), window_size=window, **kwargs)
+    for parameter in model.parameters():
+        parameter.data.normal_()
+    return model
+
+
+def classifier_of(model):
+    """The state dict of the ImageNet classifier that a Swin is cut from, in the original's names."""
+    state = {name: value for name, value in model.state_dict().items() if not name.startswith("norm")}
+    mask = {"layers.0.blocks.1.attn_mask": torch.zeros(16, 16, 16)}
+    last = {"norm.weight": torch.ones(64), "norm.bias": torch.zeros(64)}
+    return {**state, **mask, **last, "head.weight": torch.ones(10, 64), "head.bias": torch.ones(10)}
+
+
+def as_timm(state):
+    """In the names of timm: a stage starts with what leads to it, and nothing is kept that follows from the sizes."""
+    state = {k: v for k, v in state.items() if not k.endswith(("attn_mask", "relative_position_index"))}
+    for i in (2, 1, 0):
+        for name in [name for name in state if name.startswith(f"layers.{i}.downsample")]:
+            state[name.replace(f"layers.{i}", f"layers.{i + 1}")] = state.pop(name)
+    return {name.replace("head.", "head.fc."): value for name, value in state.items()}
+
+
+@pytest.mark.parametrize("form", ["swin", "mask2former", "timm"])
+@pytest.mark.parametrize("whole", [True, False], ids=["segmentor", "backbone"])
+def test_imagenet_swin(form, whole, save, tmp_path):
+    source, backbone = swin(), swin()
+    target = Other(backbone) if whole else backbone
+    before = copy_of(target)
+    if form == "mask2former":
+        path = tmp_path / "swin.pkl"
+        converted = {"model": classifier_of(source), "__author__": "third_party", "matching_heuristics": True}
+        path.write_bytes(pickle.dumps(converted))
+    else:
+        path = save({"model": classifier_of(source)} if form == "swin" else as_timm(classifier_of(source)))
+    report = load_checkpoint(target, str(path))
+    assert report.kind == "backbone"
+    assert not (report.unexpected or report.mismatched or report.resized)
+    norms = {f"{'backbone.' * whole}norm{i}.{part}" for i in range(4) for part in ("weight", "bias")}
+    assert {name for name in report.missing if "sem_seg_head" not in name} == norms
+    given = {("backbone." * whole) + k: v for k, v in source.state_dict().items() if not k.startswith("norm")}
+    assert_close(target.state_dict(), {**before, **given}, rtol=0, atol=0)
+
+
+def test_position_tables_of_another_window_are_resized(save, caplog):
+    source, target = swin(4), Other(swin(6))
+    index = target.backbone.layers[0].blocks[0].attn.relative_position_index.clone()
+    # a table that is linear in dy and dx nearly stays so, apart from its rim
+    rows = torch.arange(7.0)
+    for name, value in source.state_dict().items():
+        if name.endswith("table"):
+            value.copy_((rows[:, None] + 10 * rows).flatten()[:, None])
+    with caplog.at_level(logging.INFO, "fasegr"):
+        report = load_checkpoint(target, save(classifier_of(source)))
+    assert report.kind == "backbone"
+    name = "backbone.layers.0.blocks.0.attn.relative_position_bias_table"
+    assert report.resized[0] == (name, (49, 1), (121, 1))
+    assert len(report.resized) == 5
+    assert "resized by bicubic interpolation: " + name + " from (49, 1) to (121, 1)" in caplog.text
+    table = target.state_dict()[name].view(11, 11)
+    place = (torch.arange(11.0) + 0.5) * 7 / 11 - 0.5  # pixel centres
+    expected = place[:, None] + 10 * place
+    assert_close(table[3:8, 3:8], expected[3:8, 3:8], atol=0.6, rtol=0)
+    assert_close(target.backbone.layers[0].blocks[0].attn.relative_position_index, index, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda: Other(swin(4)).state_dict(),  # a whole segmentor of other windows
+        lambda: classifier_of(swin(6, (2, 1, 2, 1))),
+        lambda: {k: v for k, v in classifier_of(swin(6)).items() if "layers.2" not in k},
+        lambda: {k: v for k, v in swin(6).state_dict().items() if "norm2" not in k or "layers" in k},
+        lambda: {k: v[:, :1] if k.endswith("table") else v for k, v in classifier_of(swin(6)).items()},
+        lambda: {k: v[:100] if k.endswith("table") else v for k, v in classifier_of(swin(6)).items()},
+    ],
+    ids=["windows", "deeper", "half", "half of the norms", "heads", "no square"],
+)
+def test_other_swins_are_refused(other, save):
+    target = Other(swin(6))
+    before = copy_of(target)
+    with pytest.raises(ValueError, match="weights of another model"):
+        load_checkpoint(target, save(other()))
+    assert_close(target.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "resnet10t", "efficientnet_lite0"])
+def test_timms_classifier_into_its_backbone(name, save):
+    timm = pytest.importorskip("timm")
+    source, target = timm.create_model(name), Other(TimmBackbone(name))
+    report = load_checkpoint(target, save(source.state_dict()))
+    assert report.kind == "backbone"
+    assert all("sem_seg_head" in missing for missing in report.missing)
+    source.double().eval()
+    target.double().eval()
+    image = torch.rand(1, 3, 64, 96, dtype=torch.float64)
+    *_, last = source.forward_intermediates(image, intermediates_only=True)
+    assert_close(target.backbone(image)["res5"], last)
+    with pytest.raises(ValueError, match="weights of another model"):
+        load_checkpoint(Other(TimmBackbone("resnet18")), save(source.state_dict()))
 
 
 def test_backbone_into_a_backbone(save):

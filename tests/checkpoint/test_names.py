@@ -2,7 +2,7 @@ import pytest
 import torch
 import torchvision
 
-from fasegr.checkpoint.names import may_be_missing, to_our_names
+from fasegr.checkpoint.names import is_map_norm, may_be_missing, to_our_names
 from fasegr.modeling.backbone.resnet import ResNet
 
 HEAD = [
@@ -86,6 +86,35 @@ def test_an_extra_that_the_model_has_is_kept():
     assert to_our_names(names, names) == ({name: name for name in names}, [])
 
 
+SWIN = {  # the original's name -> timm's
+    "patch_embed.proj.weight": "patch_embed.proj.weight",
+    "layers.0.blocks.1.attn.qkv.weight": "layers.0.blocks.1.attn.qkv.weight",
+    "layers.0.downsample.reduction.weight": "layers.1.downsample.reduction.weight",
+    "layers.1.downsample.reduction.weight": "layers.2.downsample.reduction.weight",
+    "layers.2.downsample.norm.bias": "layers.3.downsample.norm.bias",
+}
+
+
+@pytest.mark.parametrize("names", [list(SWIN), list(SWIN.values())], ids=["original", "timm"])
+@pytest.mark.parametrize("prefix", ["", "backbone."])
+def test_imagenet_swin(names, prefix):
+    extras = ["norm.weight", "head.weight", "head.fc.bias", "layers.0.blocks.1.attn_mask"]
+    renaming = to_our_names([*names, *extras], [prefix + name for name in SWIN])
+    assert renaming.to_file == {prefix + ours: name for ours, name in zip(SWIN, names, strict=True)}
+    assert renaming.extras == extras
+
+
+@pytest.mark.parametrize("prefix", ["timm.", "backbone.timm."])
+def test_a_network_of_timm(prefix):
+    file = ["stem.0.weight", "stages.0.downsample.0.weight", "stages.3.blocks.1.gamma", "conv1.weight"]
+    ours = ["stem_0.weight", "stages_0.downsample.0.weight", "stages_3.blocks.1.gamma", "conv1.weight"]
+    classifier = ["head.norm.weight", "head.fc.bias", "norm_pre.weight"]
+    renaming = to_our_names([*file, *classifier, "stages.3.blocks.2.gamma"], [prefix + name for name in ours])
+    assert renaming.extras == classifier
+    unexpected = {f"{prefix}stages_3.blocks.2.gamma": "stages.3.blocks.2.gamma"}
+    assert renaming.to_file == {**dict(zip((prefix + name for name in ours), file, strict=True)), **unexpected}
+
+
 def test_unknown_names_are_kept_for_the_report():
     assert "sem_seg_head.predictor.hat" in to_our_names([*HEAD, "sem_seg_head.predictor.hat"], HEAD).to_file
 
@@ -95,6 +124,12 @@ def test_two_names_of_one_entry_are_an_error():
         to_our_names(["sem_seg_head.predictor.static_query.weight", HEAD[1]], HEAD)
 
 
-def test_only_the_steps_of_batch_norm_may_be_missing():
+def test_what_may_be_missing():
     assert may_be_missing("backbone.stem.conv1.norm.num_batches_tracked")
+    assert may_be_missing("backbone.layers.0.blocks.0.attn.relative_position_index")
     assert not may_be_missing("backbone.stem.conv1.norm.running_mean")
+
+
+def test_norms_of_maps():
+    assert is_map_norm("backbone.norm0.weight") and is_map_norm("norm3.bias")
+    assert not is_map_norm("backbone.layers.0.blocks.0.norm1.weight")

@@ -1,12 +1,10 @@
-import os
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.error import URLError
 
 import pytest
-from iopath.common import file_io
 
-from fasegr.checkpoint import local_path, paths
+from fasegr.checkpoint import download, local_path
 
 ZOO_FILE = "ImageNetPretrained/torchvision/R-50.pkl"
 ZOO_URL = f"https://dl.fbaipublicfiles.com/detectron2/{ZOO_FILE}"
@@ -18,21 +16,15 @@ def network(monkeypatch, tmp_path):
 
     network = SimpleNamespace(asked=[], plugged_in=True)
 
-    def download(url, folder, *, filename):
+    def fetch(url, target):
         network.asked.append(url)
         if not network.plugged_in:
             raise URLError("no route to host")
-        os.makedirs(folder, exist_ok=True)
-        path = os.path.join(folder, filename)
-        with open(path, "w") as file:
+        with open(target, "w") as file:
             file.write("weights")
-        return path
 
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(file_io, "download", download)
-    manager = file_io.PathManager()  # the package's own remembers what other tests have downloaded
-    manager.register_handler(file_io.HTTPURLHandler())
-    monkeypatch.setattr(paths, "_MANAGER", manager)
+    monkeypatch.setattr(download, "_download", fetch)
     return network
 
 
@@ -67,6 +59,22 @@ def test_offline_says_where_the_file_belongs_and_finds_it_there(network, tmp_pat
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_text("by hand")
     assert Path(local_path(f"detectron2://{ZOO_FILE}")).read_text() == "by hand"
+
+
+def test_released_checkpoints_have_names_and_a_licence(network, tmp_path, caplog):
+    caplog.set_level("INFO", logger="fasegr")
+    path = local_path("fasegr://ade20k/faseg_r50")
+    assert network.asked == ["https://github.com/ziplab/FASeg/releases/download/V1/ade_faseg_r50.pth"]
+    assert path == str(tmp_path / "cache/ziplab/FASeg/releases/download/V1/ade_faseg_r50.pth")
+    assert "CC BY-NC 4.0" in caplog.text
+
+
+def test_released_checkpoint_offline_says_where_to_put_it(network, tmp_path):
+    network.plugged_in = False
+    with pytest.raises(ConnectionError) as error:
+        local_path("fasegr://cityscapes/faseg_r50")
+    assert str(tmp_path / "cache/ziplab/FASeg/releases/download/V1/cityscapes_faseg_r50.pth") in str(error.value)
+    assert "https://github.com/ziplab/FASeg/releases/download/V1/cityscapes_faseg_r50.pth" in str(error.value)
 
 
 def test_missing_file_is_named():

@@ -918,7 +918,6 @@ def test_default_setup(tmp_path, clean_loggers):
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["SEED"] == 7
     log = (tmp_path / "run" / "log.txt").read_text()
     assert "given.yaml" in log
-    assert "OUTPUT_DIR" in log
     d2.default_setup(cfg, SimpleNamespace(config_file="", eval_only=True))
     assert (random.random(), np.random.rand(), torch.rand(()).item()) == first
 

@@ -159,9 +159,26 @@ def test_unknown_names_are_refused(data_cfg):
     data_cfg.DATASETS.TRAIN = ()
     with pytest.raises(ValueError, match="TRAIN is empty"):
         build_train_loader(data_cfg, 0)
+    data_cfg.DATASETS.TRAIN = ("mine_train",)
     data_cfg.INPUT.DATASET_MAPPER_NAME = "other"
-    with pytest.raises(ValueError, match="DATASET_MAPPER_NAME is 'other'; there are: mask_former_semantic"):
-        build_test_loader(data_cfg, "mine_val")
+    with pytest.raises(ValueError, match="DATASET_MAPPER_NAME is 'other'; training has: mask_former_semantic"):
+        build_train_loader(data_cfg, 0)
+
+
+def test_images_are_tested_whatever_the_mapper_of_training(data_cfg):
+    data_cfg.INPUT.DATASET_MAPPER_NAME = "coco_panoptic_lsj"
+    assert next(iter(build_test_loader(data_cfg, "mine_val")))[0]["image"].shape == (3, 32, 43)
+
+
+def test_a_model_of_instances_has_the_things_alone(data_cfg):
+    MetadataCatalog.get("mine_train").thing_classes = ["one"]
+    data_cfg.MODEL.MASK_FORMER.TEST.SEMANTIC_ON = False
+    data_cfg.MODEL.MASK_FORMER.TEST.INSTANCE_ON = True
+    data_cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 1
+    check_num_classes(data_cfg)
+    data_cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 3
+    with pytest.raises(ValueError, match=r"mine_train has 1 classes \(one\)"):
+        check_num_classes(data_cfg)
 
 
 # classes

@@ -217,6 +217,19 @@ def test_several_test_datasets(dataset_root, tmp_path):
     assert MetadataCatalog.get("tiny_val").stuff_classes == ["sky", "road"]
 
 
+@pytest.mark.parametrize("names", [("tiny_val",), ("tiny_val", "tiny_train")])
+@pytest.mark.parametrize("original", [False, True])
+def test_multi_scale_scores(dataset_root, tmp_path, names, original, deterministic_model):
+    options = ("TEST.AUG.MIN_SIZES", (8, 16), "TEST.AUG.FROM_ORIGINAL", original, "TEST.SAVE_LABELS", True)
+    cfg = tiny_cfg(dataset_root, tmp_path, "DATASETS.TEST", names, "INPUT.MIN_SIZE_TEST", 9, *options)
+    model = Trainer.build_model(cfg)
+    results = Trainer.test_with_TTA(cfg, model)
+    results = [results] if len(names) == 1 else [results[name] for name in names]
+    assert all(set(result) == {"sem_seg_TTA"} and result["sem_seg_TTA"]["mIoU"] > 0 for result in results)
+    assert sum(len(files) for *_, files in os.walk(tmp_path / "inference_TTA")) == (3 if len(names) == 1 else 9)
+    assert model.training, "as it was"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -6,7 +6,13 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from fasegr.evaluation.export import label_file_names, run_lengths, write_json, write_label_png
+from fasegr.evaluation.export import (
+    label_file_names,
+    run_lengths,
+    submission_file_names,
+    write_json,
+    write_label_png,
+)
 
 
 def test_images_of_one_folder_keep_their_stems():
@@ -54,3 +60,9 @@ def test_json_replaces_the_file_in_one_step(tmp_path):
         write_json([1, object()], path)
     assert json.loads(path.read_text()) == [1]
     assert os.listdir(path.parent) == ["a.json"]
+
+
+def test_submission_names_are_in_one_folder():
+    assert submission_file_names(["a/1.jpg", "b/2.png"]) == {"a/1.jpg": "1.png", "b/2.png": "2.png"}
+    with pytest.raises(ValueError, match=r"several images are named 1\.png"):
+        submission_file_names(["a/1.jpg", "b/1.jpg"])

@@ -182,11 +182,11 @@ def test_a_second_round_starts_from_nothing(case):
     assert_same(evaluator.evaluate()["sem_seg"], case.evaluate())
 
 
-def test_logs_a_table_of_the_classes(case, caplog):
-    logging.getLogger("fasegr").propagate = True  # an earlier setup_logger may have cut it off
+def test_logs_a_table_of_the_classes(case, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("fasegr"), "propagate", True)  # an earlier setup_logger may have cut it off
     with caplog.at_level(logging.INFO, logger="fasegr"):
         scores = case.evaluate()
-    lines = caplog.text.splitlines()
+    lines = caplog.records[-1].getMessage().splitlines()
     assert f"{case.name}, 4 images" in lines[0]
     for name in case.class_names:
         (row,) = [line for line in lines if line.startswith(f"| {name} ")]
@@ -366,3 +366,46 @@ def test_boundary_iou_equals_detectron2_for_one_class_against_the_rest(tmp_path)
         ]
         theirs = detectron2_scores(one, [{"file_name": file} for file in files], one_hot)
         assert scores[f"BoundaryIoU-{name}"] == pytest.approx(theirs[f"BoundaryIoU-{name}"], rel=1e-12)
+
+
+@pytest.fixture
+def half_labelled(case):
+    """The same dataset, but only the first two images have their truth."""
+    name = f"test_{uuid.uuid4().hex}"
+    records = [dict(record) for record in DatasetCatalog.get(case.name)]
+    for record in records[2:]:
+        del record["sem_seg_file_name"]
+    DatasetCatalog.register(name, lambda: records)
+    MetadataCatalog.get(name).set(stuff_classes=case.class_names, submission_ids=[7, 8, 11, 300, 13])
+    return name
+
+
+def test_images_without_truth_are_not_scored(case, half_labelled):
+    evaluator = SemSegEvaluator(half_labelled)
+    evaluator.process(case.inputs(), case.labels())
+    assert_same(evaluator.evaluate()["sem_seg"], slow_scores(case.truths[:2], case.predictions[:2], case.class_names))
+
+
+def test_submission(case, half_labelled, tmp_path, caplog):
+    """Files are written whether there is truth or not, and without any the result is empty."""
+    evaluator = SemSegEvaluator(half_labelled, output_dir=tmp_path / "out", save_submission=True)
+    evaluator.process(case.inputs(slice(2, None)), case.labels(slice(2, None)))
+    assert evaluator.evaluate() == {}
+    assert "no labelled pixel" in caplog.text
+    assert sorted(file.name for file in (tmp_path / "out" / "submission").iterdir()) == ["2.png", "3.png"]
+    with Image.open(tmp_path / "out" / "submission" / "2.png") as saved:
+        np.testing.assert_array_equal(np.array([7, 8, 11, 300, 13])[case.predictions[2]], np.asarray(saved))
+
+
+def test_nothing_to_score_and_nothing_to_save(tmp_path):
+    name = f"test_{uuid.uuid4().hex}"
+    DatasetCatalog.register(name, lambda: [{"file_name": "a.jpg"}])
+    MetadataCatalog.get(name).set(stuff_classes=["sky"])
+    with pytest.raises(ValueError, match="has no label maps, so nothing can be scored"):
+        SemSegEvaluator(name)
+    SemSegEvaluator(name, output_dir=tmp_path, save_labels=True)
+
+
+def test_submission_needs_a_benchmark(case, tmp_path):
+    with pytest.raises(ValueError, match="has no benchmark that is known here"):
+        SemSegEvaluator(case.name, output_dir=tmp_path, save_submission=True)

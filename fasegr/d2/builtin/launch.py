@@ -110,14 +110,11 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     logger.info("Rank %d of %d", rank, comm.get_world_size())
     logger.info("Environment:\n%s", _environment())
     logger.info("Command line: %s", args)
-    if getattr(args, "config_file", ""):
-        with open(args.config_file) as file:
-            logger.info("%s:\n%s", args.config_file, file.read())
     if comm.is_main_process() and cfg.OUTPUT_DIR:
         path = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
         with open(path, "w") as file:
             file.write(cfg.dump())
-        logger.info("Config, saved to %s:\n%s", path, cfg.dump())
+        logger.info("All keys and values are in %s", path)
 
     seed = cfg.SEED + rank if cfg.SEED >= 0 else int.from_bytes(os.urandom(4), "little")
     random.seed(seed)

@@ -1,6 +1,7 @@
 """Datasets, and their names in the catalogs."""
 
 from fasegr.data.datasets.ade20k import register_ade20k
+from fasegr.data.datasets.cityscapes import register_cityscapes
 from fasegr.data.datasets.folder import datasets_root, read_classes, register_from_config
 from fasegr.data.datasets.scenes import register_scenes
 
@@ -14,3 +15,4 @@ def register_all() -> None:
     """
     register_scenes()
     register_ade20k()
+    register_cityscapes()

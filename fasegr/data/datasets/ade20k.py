@@ -2,27 +2,44 @@
 
 from pathlib import Path
 
-from fasegr.d2 import DatasetCatalog
-from fasegr.data.datasets.folder import datasets_root, load_folder, read_classes, register_folder
+from fasegr.d2 import MetadataCatalog
+from fasegr.data.datasets.benchmark import register_benchmark
+from fasegr.data.datasets.folder import datasets_root, load_folder, load_images, read_classes
 
-__all__ = ["register_ade20k"]
+__all__ = ["DOWNLOAD", "EXPECTED", "FOLDER", "PREPARE", "register_ade20k"]
 
+FOLDER = "ADEChallengeData2016"
+DOWNLOAD = "http://sceneparsing.csail.mit.edu (ADEChallengeData2016.zip)"
+PREPARE = "datasets/prepare_ade20k_sem_seg.py"
+EXPECTED = {"training": 20210, "validation": 2000}  # images of each split
 _SPLITS = {"ade20k_sem_seg_train": "training", "ade20k_sem_seg_val": "validation"}
 
 
+def _load(name: str, split: str) -> list[dict]:
+    root = datasets_root() / FOLDER
+    images, labels = root / "images" / split, root / "annotations_detectron2" / split
+    if images.is_dir() and not labels.is_dir():
+        raise FileNotFoundError(
+            f"dataset {name}: no folder {labels} (from {Path.cwd()}); make it with python {PREPARE}"
+        )
+    return load_folder(name, images, labels)
+
+
 def register_ade20k() -> None:
-    """Adds `ade20k_sem_seg_train` and `ade20k_sem_seg_val` to the catalogs; where detectron2 has, they are left alone.
+    """Adds `ade20k_sem_seg_train`, `ade20k_sem_seg_val` and, to predict for the benchmark's server,
+    `ade20k_sem_seg_test` to the catalogs; where detectron2 has a name, its registration stays.
 
-    Label maps are those whose classes are counted from 0, with 255 for what has none.
+    Label maps are those whose classes are counted from 0, with 255 for what has none. The server counts from 1.
     """
-    classes = None
+    classes = read_classes(Path(__file__).with_name("ade20k_classes.txt"))
+    submission_ids = list(range(1, len(classes.names) + 1))
     for name, split in _SPLITS.items():
-        if name in DatasetCatalog.list():
-            continue
-
-        def load(name: str = name, split: str = split) -> list[dict]:
-            root = datasets_root() / "ADEChallengeData2016"
-            return load_folder(name, root / "images" / split, root / "annotations_detectron2" / split)
-
-        classes = classes or read_classes(Path(__file__).with_name("ade20k_classes.txt"))
-        register_folder(name, load, classes)
+        register_benchmark(name, lambda name=name, split=split: _load(name, split), classes, submission_ids)
+    # The test images go by the names that the rest of the dataset has, since datasets of one config share a list.
+    theirs = MetadataCatalog.get("ade20k_sem_seg_val").get("stuff_classes", ())
+    if len(theirs) == len(classes.names):
+        classes = classes._replace(names=list(theirs))
+    name = "ade20k_sem_seg_test"
+    register_benchmark(
+        name, lambda: load_images(name, datasets_root() / "release_test/testing"), classes, submission_ids
+    )

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fasegr.d2 import DatasetCatalog, MetadataCatalog
 from fasegr.data.image_io import BadFile, check_label_size, image_size, label_size
@@ -21,9 +21,12 @@ __all__ = [
     "datasets_root",
     "find_pairs",
     "load_folder",
+    "load_images",
     "read_classes",
+    "read_records",
     "register_folder",
     "register_from_config",
+    "where_datasets_are",
 ]
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -42,6 +45,13 @@ class ClassList(NamedTuple):
 def datasets_root() -> Path:
     """Where datasets are kept: $DETECTRON2_DATASETS, or `datasets` in the working directory."""
     return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
+
+
+def where_datasets_are() -> str:
+    """For messages: what DETECTRON2_DATASETS is, and what it should be."""
+    variable = os.environ.get("DETECTRON2_DATASETS")
+    state = f"is {variable}" if variable else "is not set, so ./datasets is used"
+    return f"DETECTRON2_DATASETS {state}; set it to the directory that holds the datasets"
 
 
 def read_classes(path: str | Path) -> ClassList:
@@ -113,15 +123,9 @@ def find_pairs(name: str, image_dir: str | Path, label_dir: str | Path) -> list[
     image_dir, label_dir = Path(image_dir), Path(label_dir)
     missing = [str(folder) for folder in (image_dir, label_dir) if not folder.is_dir()]
     if missing:
-        variable = os.environ.get("DETECTRON2_DATASETS")
         raise FileNotFoundError(
-            f"dataset {name}: no folder {' and no folder '.join(missing)} (from {Path.cwd()}). "
-            + (
-                f"DETECTRON2_DATASETS is {variable}"
-                if variable
-                else "DETECTRON2_DATASETS is not set, so ./datasets is used"
-            )
-            + "; set it to the directory that holds the datasets, or correct DATASETS.FOLDER"
+            f"dataset {name}: no folder {' and no folder '.join(missing)} (from {Path.cwd()}). {where_datasets_are()}, "
+            "or correct DATASETS.FOLDER"
         )
     if image_dir.resolve() == label_dir.resolve():
         raise BadFile(f"dataset {name}: images and label maps are both in {image_dir}; give each a folder of its own")
@@ -144,26 +148,44 @@ def find_pairs(name: str, image_dir: str | Path, label_dir: str | Path) -> list[
     return [(path, labels[stem]) for stem, path in images.items()]
 
 
-def _record(pair: tuple[Path, Path]) -> dict:
+def _record(pair: tuple[Path, Path | None]) -> dict:
     image, label = pair
     height, width = image_size(image)
-    check_label_size(label, label_size(label), image, (height, width))
-    return {"file_name": str(image), "sem_seg_file_name": str(label), "height": height, "width": width}
+    record = {"file_name": str(image), "height": height, "width": width}
+    if label is not None:
+        check_label_size(label, label_size(label), image, (height, width))
+        record["sem_seg_file_name"] = str(label)
+    return record
 
 
-def load_folder(name: str, image_dir: str | Path, label_dir: str | Path) -> list[dict]:
-    """Records of a dataset in detectron2's form, from the headers of its files, which must be readable and agree in
-    size.
+def read_records(pairs: list[tuple[Path, Path | None]]) -> list[dict]:
+    """Records in detectron2's form of images and their label maps (None: it has none), from the headers of the files,
+    which must be readable and agree in size.
 
-    Each is {"file_name", "sem_seg_file_name", "height", "width"}. Raises as `find_pairs`, or BadFile for a single file.
+    Each is {"file_name", "sem_seg_file_name", "height", "width"}. Raises BadFile for a single file.
     """
-    pairs = find_pairs(name, image_dir, label_dir)
     with ThreadPoolExecutor(8) as pool:  # waits for the disk, not for the processor
         return list(pool.map(_record, pairs, chunksize=64))
 
 
-def register_folder(name: str, load: Callable[[], list[dict]], classes: ClassList, ignore_label: int = 255) -> None:
+def load_folder(name: str, image_dir: str | Path, label_dir: str | Path) -> list[dict]:
+    """Records of a dataset of two folders. Raises as `find_pairs` and `read_records`."""
+    return read_records(find_pairs(name, image_dir, label_dir))
+
+
+def load_images(name: str, image_dir: str | Path) -> list[dict]:
+    """Records of images without label maps: what a benchmark keeps the truth of, or what is only to be segmented."""
+    images = _files_by_stem(Path(image_dir), IMAGE_SUFFIXES)
+    if not images:
+        raise FileNotFoundError(f"dataset {name}: no image in {image_dir} (from {Path.cwd()}). {where_datasets_are()}")
+    return read_records([(path, None) for path in images.values()])
+
+
+def register_folder(
+    name: str, load: Callable[[], list[dict]], classes: ClassList, ignore_label: int = 255, **metadata: Any
+) -> None:
     """Adds a dataset to the catalogs under `name`; `load` returns its records when they are first asked for.
+    `metadata` is kept with the classes.
 
     Again under the same name, it replaces what an earlier call registered, and raises ValueError where somebody else
     did.
@@ -177,9 +199,9 @@ def register_folder(name: str, load: Callable[[], list[dict]], classes: ClassLis
     MetadataCatalog.get(name).set(
         stuff_classes=list(classes.names),
         ignore_label=ignore_label,
-        evaluator_type="sem_seg",
         registered_by=__name__,
         **({"stuff_colors": list(classes.colours)} if classes.colours else {}),
+        **{"evaluator_type": "sem_seg", **metadata},
     )
 
 

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 import fasegr
+from fasegr.d2 import MetadataCatalog
 
 CONFIG = Path(__file__).parents[3] / "configs/quickstart/faseg_scenes.yaml"
 SMALL = [
@@ -87,6 +89,45 @@ def test_results_have_the_size_asked_for(output):
         assert second["sem_seg_labels"].dtype == torch.uint8
 
 
+def test_segments_and_instances():
+    names = ("PANOPTIC_ON", "INSTANCE_ON")
+    options = [part for name in names for part in (f"MODEL.MASK_FORMER.TEST.{name}", True)]
+    MetadataCatalog.get("four_things").thing_dataset_id_to_contiguous_id = {1: 0, 2: 1, 3: 2, 5: 4}
+    options += ["DATASETS.TRAIN", ("four_things",), "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD", 0.0]
+    model = build(*options, "TEST.DETECTIONS_PER_IMAGE", 40).eval()
+    with torch.no_grad():
+        (result,) = model([samples()[0] | {"height": 31, "width": 200}])
+        (plain,) = model.score_strips([samples()[0] | {"height": 31, "width": 200}])
+    assert set(result) == {"sem_seg", "panoptic_seg", "instances"}
+    assert torch.equal(result["sem_seg"], torch.cat([strip for _, strip in plain], 1))
+    ids, segments = result["panoptic_seg"]
+    assert ids.shape == (31, 200) and set(ids.unique().tolist()) - {0} == {s["id"] for s in segments}
+    assert all(s["isthing"] == (s["category_id"] in (0, 1, 2, 4)) for s in segments)
+    found = result["instances"]
+    assert found.pred_masks.shape == (len(found), 31, 200)
+    assert 0 < len(found) < 40 and set(found.pred_classes.tolist()) <= {0, 1, 2, 4}
+
+    model.semantic_on, model.panoptic_on = False, False
+    with torch.no_grad():
+        (result,) = model([samples()[0]])
+    assert set(result) == {"instances"}
+    assert len(result["instances"]) == 40  # without segments to fit to, of all classes
+
+
+@pytest.mark.parametrize("masks_first", [False, True])
+def test_masks_are_resized_before_the_product_if_asked(masks_first):
+    key = "MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE"
+    model = build(key, masks_first).double().eval()
+    with torch.no_grad():
+        (result,) = model([samples()[1] | {"height": 71, "width": 60}])
+        logits, masks, padded, (h, w), output = model._predictions([samples()[1] | {"height": 71, "width": 60}])[0]
+        resize = lambda x, size: F.interpolate(x[None], size, mode="bilinear", align_corners=False)[0]  # noqa: E731
+        masks = resize(masks, padded)[:, :h, :w]
+        masks = (resize(masks, output) if masks_first else masks).sigmoid()
+        expected = torch.einsum("qc,qhw->chw", logits.softmax(-1)[:, :-1], masks)
+    torch.testing.assert_close(result["sem_seg"], expected if masks_first else resize(expected, output))
+
+
 def test_a_batch_equals_its_images_one_by_one():
     model, batch = build().double().eval(), samples(sizes=((64, 96), (64, 96)), classes=(1, 1))
     with torch.no_grad():
@@ -154,8 +195,10 @@ def test_samples_that_cannot_be_used(sample, message):
 
 
 def test_outputs_that_are_not_there_are_refused():
-    with pytest.raises(ValueError, match="PANOPTIC_ON is True"):
+    with pytest.raises(ValueError, match=r"PANOPTIC_ON is True .* does not tell objects from background"):
         build("MODEL.MASK_FORMER.TEST.PANOPTIC_ON", True)
+    with pytest.raises(ValueError, match="are all False"):
+        build("MODEL.MASK_FORMER.TEST.SEMANTIC_ON", False)
     with pytest.raises(ValueError, match=r"IN_FEATURES has \['res9'\]"):
         build("MODEL.SEM_SEG_HEAD.IN_FEATURES", ["res9"])
     with pytest.raises(ValueError, match=r"RES5_DILATION is 2"):

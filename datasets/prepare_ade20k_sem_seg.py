@@ -1,0 +1,79 @@
+#!/usr/bin/env python3
+"""Make ADE20K's label maps: classes counted from 0, and 255 for what has none.
+
+    python datasets/prepare_ade20k_sem_seg.py
+
+Reads $DETECTRON2_DATASETS/ADEChallengeData2016/annotations, whose classes are counted from 1, and writes
+annotations_detectron2 beside it. May be interrupted and run again: what is there is kept. Exit code: 0, 1 if a file
+failed, 2 if nothing could be done.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
+
+from fasegr.data.datasets.ade20k import DOWNLOAD, EXPECTED, FOLDER
+from fasegr.data.datasets.folder import datasets_root, where_datasets_are
+from fasegr.data.image_io import BadFile, read_label
+from fasegr.data.preparation import Job, make_label_maps, parse_workers, report
+
+CLASSES = 150
+
+
+def count_from_zero(path: Path) -> np.ndarray:
+    """The label map of an annotation: 1..150 become 0..149, and 0 becomes 255."""
+    labels = read_label(path)
+    if labels.max(initial=0) > CLASSES:
+        raise BadFile(
+            f"{path}: holds the value {labels.max()}; expected 0 (no class) to {CLASSES}. Is it an annotation of the "
+            "scene parsing benchmark, as published?"
+        )
+    return labels.astype(np.uint8) - np.uint8(1)  # 0 wraps around to 255
+
+
+def find_jobs(root: Path, split: str) -> list[Job]:
+    """Every annotation of a split. Raises FileNotFoundError where there is none, or where images lack theirs."""
+    annotations, images = root / "annotations" / split, root / "images" / split
+    sources = sorted(annotations.glob("*.png"))
+    if not sources:
+        raise FileNotFoundError(
+            f"no annotations in {annotations} (from {Path.cwd()}). {where_datasets_are()}; ADE20K is at {DOWNLOAD}, "
+            f"to be unpacked there, which makes the folder {FOLDER}"
+        )
+    annotated = {source.stem for source in sources}
+    alone = sorted(image.name for image in images.glob("*.jpg") if image.stem not in annotated)
+    if alone:
+        raise FileNotFoundError(
+            f"{len(alone)} images in {images} have no annotation in {annotations}, the first {alone[0]}; "
+            "unpack the archive again"
+        )
+    return [
+        Job(source, images / f"{source.stem}.jpg", root / "annotations_detectron2" / split / source.name)
+        for source in sources
+    ]
+
+
+def main(argv: list[str] | None = None) -> int:
+    workers = parse_workers(__doc__, argv)
+    root = datasets_root() / FOLDER
+    try:
+        jobs = {split: find_jobs(root, split) for split in EXPECTED}
+    except FileNotFoundError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    failed = False
+    for split, expected in EXPECTED.items():
+        outcome = make_label_maps(jobs[split], count_from_zero, workers, split)
+        report(split, outcome, expected)
+        failed |= bool(outcome.problems)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command continues")

@@ -1,0 +1,222 @@
+"""Every recipe against the tables it was published with, value by value."""
+
+from pathlib import Path
+
+import pytest
+
+import fasegr
+
+ROOT = Path(__file__).parents[1] / "configs"
+ADE20K = ROOT / "ade20k/semantic-segmentation"
+CITYSCAPES = ROOT / "cityscapes/semantic-segmentation"
+
+R50 = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
+R101 = "https://download.pytorch.org/models/resnet101-63fe2227.pth"
+SWIN = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0/{}.pth"
+
+EVERYWHERE = {
+    "MODEL.META_ARCHITECTURE": "FASeg",
+    "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
+    "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
+    "MODEL.BACKBONE.FREEZE_AT": 0,
+    "MODEL.SEM_SEG_HEAD.NAME": "FASegHead",
+    "MODEL.SEM_SEG_HEAD.IN_FEATURES": ["res2", "res3", "res4", "res5"],
+    "MODEL.SEM_SEG_HEAD.IGNORE_VALUE": 255,
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM": 256,
+    "MODEL.SEM_SEG_HEAD.MASK_DIM": 256,
+    "MODEL.SEM_SEG_HEAD.NORM": "GN",
+    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": 6,
+    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES": ["res3", "res4", "res5"],
+    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_DIM_FEEDFORWARD": 1024,
+    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS": 8,
+    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS": 4,
+    "MODEL.MASK_FORMER.HIDDEN_DIM": 256,
+    "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": 100,
+    "MODEL.MASK_FORMER.NHEADS": 8,
+    "MODEL.MASK_FORMER.DIM_FEEDFORWARD": 2048,
+    "MODEL.MASK_FORMER.DROPOUT": 0.0,
+    "MODEL.MASK_FORMER.DEEP_SUPERVISION": True,
+    "MODEL.MASK_FORMER.CLASS_WEIGHT": 2.0,
+    "MODEL.MASK_FORMER.MASK_WEIGHT": 5.0,
+    "MODEL.MASK_FORMER.DICE_WEIGHT": 5.0,
+    "MODEL.MASK_FORMER.NO_OBJECT_WEIGHT": 0.1,
+    "MODEL.MASK_FORMER.TRAIN_NUM_POINTS": 12544,
+    "MODEL.MASK_FORMER.OVERSAMPLE_RATIO": 3.0,
+    "MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO": 0.75,
+    "MODEL.MASK_FORMER.SIZE_DIVISIBILITY": 32,
+    "MODEL.MASK_FORMER.TEST.SEMANTIC_ON": True,
+    "MODEL.MASK_FORMER.TEST.INSTANCE_ON": False,
+    "MODEL.MASK_FORMER.TEST.PANOPTIC_ON": False,
+    "SOLVER.OPTIMIZER": "ADAMW",
+    "SOLVER.BASE_LR": 1e-4,
+    "SOLVER.WEIGHT_DECAY": 0.05,
+    "SOLVER.WEIGHT_DECAY_NORM": 0.0,
+    "SOLVER.WEIGHT_DECAY_EMBED": 0.0,
+    "SOLVER.BACKBONE_MULTIPLIER": 0.1,
+    "SOLVER.LR_SCHEDULER_NAME": "WarmupPolyLR",
+    "SOLVER.POLY_LR_POWER": 0.9,
+    "SOLVER.POLY_LR_CONSTANT_ENDING": 0.0,
+    "SOLVER.WARMUP_ITERS": 0,
+    "SOLVER.CLIP_GRADIENTS.ENABLED": True,
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": "full_model",
+    "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": 0.01,
+    "SOLVER.CLIP_GRADIENTS.NORM_TYPE": 2.0,
+    "SOLVER.IMS_PER_BATCH": 16,
+    "SOLVER.REFERENCE_BATCH": 16,
+    "SOLVER.AMP.ENABLED": True,
+    "INPUT.FORMAT": "RGB",
+    "INPUT.DATASET_MAPPER_NAME": "mask_former_semantic",
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": "choice",
+    "INPUT.RANDOM_FLIP": "horizontal",
+    "INPUT.COLOR_AUG_SSD": True,
+    "INPUT.CROP.ENABLED": True,
+    "INPUT.CROP.TYPE": "absolute",
+    "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA": 1.0,
+    "TEST.EVAL_PERIOD": 5000,
+    "TEST.AUG.ENABLED": False,
+    "TEST.AUG.FLIP": True,
+}
+
+
+def short_sides(size):
+    return [int(x * 0.1 * size) for x in range(5, 21)]
+
+
+ADE20K_DATA = {
+    "DATASETS.TRAIN": ["ade20k_sem_seg_train"],
+    "DATASETS.TEST": ["ade20k_sem_seg_val"],
+    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 150,
+    "SOLVER.MAX_ITER": 160000,
+}
+ADE20K_512 = ADE20K_DATA | {
+    "INPUT.MIN_SIZE_TRAIN": short_sides(512),
+    "INPUT.MAX_SIZE_TRAIN": 2048,
+    "INPUT.CROP.SIZE": [512, 512],
+    "INPUT.SIZE_DIVISIBILITY": 512,
+    "INPUT.MIN_SIZE_TEST": 512,
+    "INPUT.MAX_SIZE_TEST": 2048,
+    "TEST.AUG.MIN_SIZES": list(range(256, 897, 128)),
+    "TEST.AUG.MAX_SIZE": 3584,
+}
+ADE20K_640 = ADE20K_DATA | {
+    "INPUT.MIN_SIZE_TRAIN": short_sides(640),
+    "INPUT.MAX_SIZE_TRAIN": 2560,
+    "INPUT.CROP.SIZE": [640, 640],
+    "INPUT.SIZE_DIVISIBILITY": 640,
+    "INPUT.MIN_SIZE_TEST": 640,
+    "INPUT.MAX_SIZE_TEST": 2560,
+    "TEST.AUG.MIN_SIZES": list(range(320, 1121, 160)),
+    "TEST.AUG.MAX_SIZE": 4480,
+}
+CITYSCAPES_DATA = {
+    "DATASETS.TRAIN": ["cityscapes_fine_sem_seg_train"],
+    "DATASETS.TEST": ["cityscapes_fine_sem_seg_val"],
+    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 19,
+    "SOLVER.MAX_ITER": 90000,
+    "INPUT.MIN_SIZE_TRAIN": short_sides(1024),
+    "INPUT.MAX_SIZE_TRAIN": 4096,
+    "INPUT.CROP.SIZE": [512, 1024],
+    "INPUT.SIZE_DIVISIBILITY": -1,
+    "INPUT.MIN_SIZE_TEST": 1024,
+    "INPUT.MAX_SIZE_TEST": 2048,
+    "TEST.AUG.MIN_SIZES": list(range(512, 1793, 256)),
+    "TEST.AUG.MAX_SIZE": 4096,
+}
+
+FASEG = {
+    "MODEL.MASK_FORMER.DEC_LAYERS": 14,
+    "MODEL.FASEG.POSITIONAL_QUERY": "dfpq",
+    "MODEL.FASEG.KEY_POSITION": "conditional",
+    "MODEL.FASEG.FIRST_QUERY_REGION": "background",
+    "MODEL.FASEG.MASK_THRESHOLD": 0.15,
+    "MODEL.FASEG.HIGH_RES.ATTENTION": "hrca",
+    "MODEL.FASEG.HIGH_RES.OMEGA": 32,
+    "MODEL.FASEG.HIGH_RES.SELECTION": "window",
+    "MODEL.FASEG.HIGH_RES.QUERY": "static",
+}
+MASK2FORMER = {
+    "MODEL.MASK_FORMER.DEC_LAYERS": 10,
+    "MODEL.FASEG.POSITIONAL_QUERY": "learnable",
+    "MODEL.FASEG.KEY_POSITION": "sinusoidal",
+    "MODEL.FASEG.MASK_THRESHOLD": 0.5,
+    "MODEL.FASEG.HIGH_RES.ATTENTION": "none",
+}
+
+
+def resnet(depth, norm, weights):
+    return {
+        "MODEL.BACKBONE.NAME": "build_fasegr_resnet_backbone",
+        "MODEL.RESNETS.DEPTH": depth,
+        "MODEL.RESNETS.NORM": norm,
+        "MODEL.RESNETS.STRIDE_IN_1X1": False,
+        "MODEL.RESNETS.STEM_OUT_CHANNELS": 64,
+        "MODEL.RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
+        "MODEL.WEIGHTS": weights,
+    }
+
+
+def swin(embed, depths, heads, window, pretrain_size, weights):
+    return {
+        "MODEL.BACKBONE.NAME": "build_fasegr_swin_backbone",
+        "MODEL.SWIN.EMBED_DIM": embed,
+        "MODEL.SWIN.DEPTHS": depths,
+        "MODEL.SWIN.NUM_HEADS": heads,
+        "MODEL.SWIN.WINDOW_SIZE": window,
+        "MODEL.SWIN.PRETRAIN_IMG_SIZE": pretrain_size,
+        "MODEL.SWIN.PATCH_SIZE": 4,
+        "MODEL.SWIN.DROP_PATH_RATE": 0.3,
+        "MODEL.SWIN.PATCH_NORM": True,
+        "MODEL.SWIN.APE": False,
+        "MODEL.WEIGHTS": SWIN.format(weights),
+    }
+
+
+SWIN_T = swin(96, [2, 2, 6, 2], [3, 6, 12, 24], 7, 224, "swin_tiny_patch4_window7_224")
+SWIN_S = swin(96, [2, 2, 18, 2], [3, 6, 12, 24], 7, 224, "swin_small_patch4_window7_224")
+SWIN_B = swin(128, [2, 2, 18, 2], [4, 8, 16, 32], 12, 384, "swin_base_patch4_window12_384_22k")
+SWIN_B_1K = SWIN_B | {"MODEL.WEIGHTS": SWIN.format("swin_base_patch4_window12_384")}
+SWIN_L = swin(192, [2, 2, 18, 2], [6, 12, 24, 48], 12, 384, "swin_large_patch4_window12_384_22k")
+
+RECIPES = {
+    ADE20K / "faseg_r50.yaml": (ADE20K_512, FASEG, resnet(50, "FrozenBN", R50)),
+    ADE20K / "swin/faseg_swin_tiny.yaml": (ADE20K_512, FASEG, SWIN_T),
+    ADE20K / "swin/faseg_swin_base_IN21k_res640.yaml": (ADE20K_640, FASEG, SWIN_B),
+    ADE20K / "swin/faseg_swin_large_IN21k_res640.yaml": (ADE20K_640, FASEG, SWIN_L),
+    ADE20K / "maskformer2_R50_bs16_160k.yaml": (ADE20K_512, MASK2FORMER, resnet(50, "FrozenBN", R50)),
+    ADE20K / "maskformer2_R101_bs16_90k.yaml": (ADE20K_512, MASK2FORMER, resnet(101, "SyncBN", R101)),
+    ADE20K / "swin/maskformer2_swin_tiny_bs16_160k.yaml": (ADE20K_512, MASK2FORMER, SWIN_T),
+    ADE20K / "swin/maskformer2_swin_small_bs16_160k.yaml": (ADE20K_512, MASK2FORMER, SWIN_S),
+    ADE20K / "swin/maskformer2_swin_base_384_bs16_160k_res640.yaml": (ADE20K_640, MASK2FORMER, SWIN_B_1K),
+    ADE20K / "swin/maskformer2_swin_base_IN21k_384_bs16_160k_res640.yaml": (ADE20K_640, MASK2FORMER, SWIN_B),
+    ADE20K / "swin/maskformer2_swin_large_IN21k_384_bs16_160k_res640.yaml": (ADE20K_640, MASK2FORMER, SWIN_L),
+    CITYSCAPES / "faseg_r50.yaml": (CITYSCAPES_DATA, FASEG, resnet(50, "SyncBN", R50)),
+    CITYSCAPES / "maskformer2_R50_bs16_90k.yaml": (CITYSCAPES_DATA, MASK2FORMER, resnet(50, "SyncBN", R50)),
+    CITYSCAPES / "maskformer2_R101_bs16_90k.yaml": (CITYSCAPES_DATA, MASK2FORMER, resnet(101, "SyncBN", R101)),
+    CITYSCAPES / "swin/maskformer2_swin_tiny_bs16_90k.yaml": (CITYSCAPES_DATA, MASK2FORMER, SWIN_T),
+    CITYSCAPES / "swin/maskformer2_swin_small_bs16_90k.yaml": (CITYSCAPES_DATA, MASK2FORMER, SWIN_S),
+    CITYSCAPES / "swin/maskformer2_swin_base_IN21k_384_bs16_90k.yaml": (CITYSCAPES_DATA, MASK2FORMER, SWIN_B),
+    CITYSCAPES / "swin/maskformer2_swin_large_IN21k_384_bs16_90k.yaml": (CITYSCAPES_DATA, MASK2FORMER, SWIN_L),
+}
+
+
+def value(cfg, key):
+    for part in key.split("."):
+        cfg = cfg[part]
+    return list(cfg) if isinstance(cfg, tuple) else cfg
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_recipe(path):
+    cfg = fasegr.load_cfg(path, ["MODEL.DEVICE", "cpu"])
+    expected = {key: wanted for table in (EVERYWHERE, *RECIPES[path]) for key, wanted in table.items()}
+    assert {key: value(cfg, key) for key in expected} == expected
+
+
+def test_every_recipe_has_its_tables():
+    leaves = [path for folder in (ADE20K, CITYSCAPES) for path in (*folder.glob("*.yaml"), *folder.glob("swin/*.yaml"))]
+    assert {path for path in leaves if not path.name.startswith("Base-")} == set(RECIPES)
+
+
+def test_recipes_do_not_write_into_one_folder():
+    folders = [fasegr.load_cfg(path, ["MODEL.DEVICE", "cpu"]).OUTPUT_DIR for path in RECIPES]
+    assert len(set(folders)) == len(folders)
