@@ -289,10 +289,10 @@ def validate(cfg: CN) -> None:
             problems.append(f"{key} is {heads}; it must divide the {dim} channels")
     if head.CONVS_DIM % 32:
         problems.append(f"MODEL.SEM_SEG_HEAD.CONVS_DIM is {head.CONVS_DIM}; GroupNorm wants a multiple of 32")
-    if faseg.POSITIONAL_QUERY == "dfpq" and head.CONVS_DIM != former.HIDDEN_DIM:
+    if head.CONVS_DIM != former.HIDDEN_DIM:
         problems.append(
             f"MODEL.SEM_SEG_HEAD.CONVS_DIM is {head.CONVS_DIM} and MODEL.MASK_FORMER.HIDDEN_DIM {former.HIDDEN_DIM}; "
-            "key positions are added to keys and pooled into queries, so they must be equal"
+            "key positions have the former and are added to keys of the latter, so they must be equal"
         )
     if cfg.MODEL.BACKBONE.NAME == "build_fasegr_swin_backbone":
         problems += swin_problems(**swin_arguments(cfg))

@@ -391,12 +391,6 @@ class SwinTransformer(Backbone):
     def size_divisibility(self) -> int:
         return 32
 
-    def output_shape(self) -> dict[str, ShapeSpec]:
-        return {
-            name: ShapeSpec(channels=self._out_feature_channels[name], stride=self._out_feature_strides[name])
-            for name in self._out_features
-        }
-
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         x = self.patch_embed(x)
         if self.absolute_pos_embed is not None:

@@ -49,12 +49,6 @@ class TimmBackbone(Backbone):
     def size_divisibility(self) -> int:
         return 32
 
-    def output_shape(self) -> dict[str, ShapeSpec]:
-        return {
-            name: ShapeSpec(channels=self._out_feature_channels[name], stride=self._out_feature_strides[name])
-            for name in self._out_features
-        }
-
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         if x.device.type in ("cpu", "cuda"):
             x = x.contiguous(memory_format=torch.channels_last)  # the layout that convolutions are fastest in
