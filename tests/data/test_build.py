@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fasegr.d2 import DatasetCatalog, MetadataCatalog, comm
+from fasegr.d2 import RUNTIME, DatasetCatalog, MetadataCatalog, comm
 from fasegr.data.build import (
     StreamSampler,
     TrainStream,
@@ -128,6 +128,8 @@ def test_processes_and_accumulation_change_nothing(data_cfg, monkeypatch):
     plain = list(chain(*first_batches(data_cfg, 4)))
     data_cfg.SOLVER.ACCUMULATE = 2
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    if RUNTIME == "detectron2":  # whose loader imported the function
+        monkeypatch.setattr("detectron2.data.build.get_world_size", lambda: 2)
     shared = []
     for rank in range(2):
         monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
