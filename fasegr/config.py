@@ -88,7 +88,7 @@ def add_fasegr_config(cfg: CN) -> None:
     cfg.TEST.SLIDING_WINDOW.SIZE = [512, 512]      # height, width; best what the model was trained on
     cfg.TEST.SLIDING_WINDOW.OVERLAP = 0.5          # share of a window that the next one covers too, at least
 
-    cfg.MODEL.RESNETS.RES4_DILATION = 1            # of detectron2's DeepLab; these four must stay as they are
+    cfg.MODEL.RESNETS.RES4_DILATION = 1            # of detectron2's DeepLab: released files set these three
     cfg.MODEL.RESNETS.RES5_MULTI_GRID = [1, 1, 1]
     cfg.MODEL.RESNETS.STEM_TYPE = "basic"
 

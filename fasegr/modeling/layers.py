@@ -77,8 +77,7 @@ def build_norm(name: str, channels: int) -> nn.Module | None:
 class ConvNorm(nn.Conv2d):
     """Convolution, norm and activation under one name, as detectron2 spells its state dict (`conv1.norm.weight`).
 
-    While `norm` is a FrozenBatchNorm2d and nothing needs its gradient, it is folded into the weight: the map is then
-    written once instead of twice.
+    A FrozenBatchNorm2d is folded into the weight, in training too: the map is then written once instead of twice.
     """
 
     def __init__(
