@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fasegr.modeling import fast_paths
+
 Shapes = Sequence[tuple[int, int]]
 
 
@@ -36,7 +38,7 @@ def deformable_attention(value: Tensor, shapes: Shapes, x: Tensor, y: Tensor, we
     tokens = sum(h * w for h, w in shapes)
     if value.shape[1] != tokens:
         raise ValueError(f"value has {value.shape[1]} tokens; the levels {list(shapes)} have {tokens}")
-    if value.device.type == "cpu":
+    if value.device.type == "cpu" and fast_paths.enabled("embedding_bag"):
         return sample_by_bag(value, shapes, x, y, weight)
     return sample_by_grid(value, shapes, x, y, weight)
 
