@@ -56,6 +56,7 @@ def add_fasegr_config(cfg: CN) -> None:
     cfg.INPUT.COLOR_AUG_SSD = False
     cfg.INPUT.SIZE_DIVISIBILITY = -1               # training samples are padded to a multiple of it; -1: not at all
     cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0  # a crop with more of one class is drawn anew; 1.0: never
+    cfg.INPUT.CACHE = ""                           # folder to keep decoded images and labels in; empty: none are kept
     cfg.INPUT.IMAGE_SIZE = 1024                    # this and the next two: large-scale jittering, of the coco_* mappers
     cfg.INPUT.MIN_SCALE = 0.1
     cfg.INPUT.MAX_SCALE = 2.0

@@ -4,6 +4,7 @@ So no pixel is computed that a later crop throws away, and a drawn set of parame
 Sizes and places are (height, width) and (y, x) in pixels; images are RGB.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ __all__ = [
     "pad_to_multiple",
     "resize_image",
     "resize_label",
+    "resize_pixels",
 ]
 
 _STRIP = 16384  # pixels whose temporaries stay in the cache
@@ -132,14 +134,36 @@ def resize_image(image: Image.Image, size: tuple[int, int], box: Box) -> Image.I
     """
     if size == (image.height, image.width):
         return image.crop((box.x, box.y, box.x + box.width, box.y + box.height))
-    scale_y, scale_x = image.height / size[0], image.width / size[1]
-    window = (
+    x0, y0, x1, y1 = _window((image.height, image.width), size, box)
+    return image.resize((box.width, box.height), Image.Resampling.BILINEAR, box=(x0, y0, x1, y1))
+
+
+def resize_pixels(pixels: np.ndarray, size: tuple[int, int], box: Box) -> Image.Image:
+    """`resize_image` of an image that is an array (H, W, 3): no more of it is read than `box` is made from.
+
+    Where the part begins is taken off the places that PIL evaluates, so values half way between two levels may be
+    rounded the other way: below 1 % of a photograph's, by one level.
+    """
+    original = pixels.shape[:2]
+    if size == original:
+        return Image.fromarray(pixels[box.y : box.y + box.height, box.x : box.x + box.width])
+    x0, y0, x1, y1 = _window(original, size, box)
+    margin_y, margin_x = (math.ceil(max(1.0, o / s)) + 1 for o, s in zip(original, size, strict=True))  # filter's reach
+    top, left = max(0, math.floor(y0) - margin_y), max(0, math.floor(x0) - margin_x)
+    part = Image.fromarray(pixels[top : math.ceil(y1) + margin_y, left : math.ceil(x1) + margin_x])
+    window = (x0 - left, y0 - top, x1 - left, y1 - top)
+    return part.resize((box.width, box.height), Image.Resampling.BILINEAR, box=window)
+
+
+def _window(original: tuple[int, int], size: tuple[int, int], box: Box) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom, in pixels of the original, of what `box` cuts from it once resized to `size`."""
+    scale_y, scale_x = original[0] / size[0], original[1] / size[1]
+    return (
         box.x * scale_x,
         box.y * scale_y,
-        min((box.x + box.width) * scale_x, image.width),  # rounding may lead past the edge, which PIL refuses
-        min((box.y + box.height) * scale_y, image.height),
+        min((box.x + box.width) * scale_x, original[1]),  # rounding may lead past the edge, which PIL refuses
+        min((box.y + box.height) * scale_y, original[0]),
     )
-    return image.resize((box.width, box.height), Image.Resampling.BILINEAR, box=window)
 
 
 def resize_label(labels: np.ndarray, size: tuple[int, int], box: Box) -> np.ndarray:

@@ -14,10 +14,11 @@ from fasegr.data.augmentation import (
     SSDColour,
     change_colour,
     pad_to_multiple,
-    resize_image,
     resize_label,
 )
-from fasegr.data.image_io import BadFile, check_label_size, check_label_values, open_image, read_label
+from fasegr.data.decoded_cache import DecodedCache
+from fasegr.data.image_io import BadFile, check_label_size, check_label_values, read_label
+from fasegr.data.photograph import DecodedPhotograph, Photograph, read_photograph
 
 __all__ = ["SemanticMapper"]
 
@@ -43,9 +44,11 @@ class SemanticMapper:
         size_divisibility: int = -1,
         num_classes: int = 0,
         ignore_label: int = 255,
+        cache: DecodedCache | None = None,
     ):
         """flip: "horizontal", "vertical" or "none". size_divisibility: sides are padded to a multiple; -1 does not pad.
-        num_classes, ignore_label: what label maps may hold. All but `resize` concern training."""
+        num_classes, ignore_label: what label maps may hold. All but `resize` and `cache` concern training.
+        cache: where decoded files are kept."""
         if flip not in ("horizontal", "vertical", "none"):
             raise ValueError(f"INPUT.RANDOM_FLIP is {flip!r}; it must be 'horizontal', 'vertical' or 'none'")
         if not 0 <= ignore_label <= 65535:
@@ -58,13 +61,16 @@ class SemanticMapper:
         self.size_divisibility = size_divisibility
         self.num_classes = num_classes
         self.ignore_label = ignore_label
+        self.cache = cache
 
     @classmethod
     def from_config(cls, cfg, is_train: bool = True) -> dict:
         if cfg.INPUT.FORMAT != "RGB":
             raise ValueError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}; FASeg's weights and means are for 'RGB'")
+        cache = DecodedCache(cfg.INPUT.CACHE) if cfg.INPUT.CACHE else None
         if not is_train:
-            return {"is_train": False, "resize": ShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)}
+            resize = ShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+            return {"is_train": False, "resize": resize, "cache": cache}
         ignore_label = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
         if cfg.DATASETS.TRAIN:
             ignore_label = getattr(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]), "ignore_label", ignore_label)
@@ -82,6 +88,7 @@ class SemanticMapper:
             "size_divisibility": cfg.INPUT.SIZE_DIVISIBILITY,
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             "ignore_label": ignore_label,
+            "cache": cache,
         }
 
     def __call__(self, record: dict, rng: np.random.Generator | None = None) -> dict:
@@ -91,17 +98,21 @@ class SemanticMapper:
         "labels" (int64, K; the classes present, ascending) and "masks" (bool, K x H x W). All randomness comes from
         `rng`.
         """
-        image = open_image(record["file_name"])
-        sample = {"file_name": record["file_name"], "height": image.height, "width": image.width}
+        path = record["file_name"]
+        image = read_photograph(path, self.cache)
+        height, width = image.size
+        sample = {"file_name": path, "height": height, "width": width}
         if not self.is_train:
-            size = self.resize.scaled((image.height, image.width), self.resize.lengths[0])
-            return {**sample, "image": torch.from_numpy(_channels_first(resize_image(image, size, Box(0, 0, *size))))}
+            size = self.resize.scaled(image.size, self.resize.lengths[0])
+            return {**sample, "image": torch.from_numpy(_channels_first(image.resized(size, Box(0, 0, *size))))}
         if rng is None:
             # in a loader that passes none, numpy's global state is what its workers have seeded
             rng = np.random.default_rng(np.random.randint(2**31))
-        pixels, labels = self._augment(image, self._read_label(record, image), rng)
+        pixels, labels = self._augment(image, self._read_label(record, image.size), rng)
         classes = np.flatnonzero(np.bincount(labels.ravel()))
         classes = classes[classes != self.ignore_label]
+        # A map from the cache was checked when it was decoded, which may have been for more classes than these.
+        check_label_values(classes.astype(np.uint16), self.num_classes, self.ignore_label, record["sem_seg_file_name"])
         return {
             **sample,
             "image": torch.from_numpy(pixels),
@@ -109,25 +120,30 @@ class SemanticMapper:
             "masks": torch.from_numpy(labels == classes.astype(labels.dtype)[:, None, None]),
         }
 
-    def _read_label(self, record: dict, image: Image.Image) -> np.ndarray:
+    def _read_label(self, record: dict, image_size: tuple[int, int]) -> np.ndarray:
         path: str | Path | None = record.get("sem_seg_file_name")
         if path is None:
             raise BadFile(f"{record['file_name']}: its record has no 'sem_seg_file_name'; training needs a label map")
-        labels = read_label(path)
+
+        def decode() -> np.ndarray:
+            labels = read_label(path)
+            check_label_values(labels, self.num_classes, self.ignore_label, path)
+            return labels
+
+        labels = decode() if self.cache is None else self.cache.get(path, decode)
         if self.ignore_label > 255:
             labels = labels.astype(np.uint16)  # padding needs room for the ignore label
-        check_label_size(path, labels.shape, record["file_name"], (image.height, image.width))
-        check_label_values(labels, self.num_classes, self.ignore_label, path)
+        check_label_size(path, labels.shape, record["file_name"], image_size)
         return labels
 
-    def _augment(self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator):
+    def _augment(self, image: Photograph | DecodedPhotograph, labels: np.ndarray, rng: np.random.Generator):
         """uint8 (3, H, W) and (H, W), contiguous."""
         size = self.resize.draw(rng, labels.shape)
         box = self.crop.draw(rng, labels, size) if self.crop else Box(0, 0, *size)
         colour = self.colour.draw(rng) if self.colour else None
         flips = self.flip != "none" and rng.random() < 0.5
 
-        image, labels = resize_image(image, size, box), resize_label(labels, size, box)
+        image, labels = image.resized(size, box), resize_label(labels, size, box)
         if flips:
             horizontal = self.flip == "horizontal"
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT if horizontal else Image.Transpose.FLIP_TOP_BOTTOM)

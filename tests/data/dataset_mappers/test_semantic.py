@@ -6,6 +6,7 @@ from PIL import Image
 from fasegr.d2 import MetadataCatalog
 from fasegr.data.augmentation import RandomCrop, ShortestEdge, SSDColour
 from fasegr.data.dataset_mappers import SemanticMapper
+from fasegr.data.decoded_cache import DecodedCache
 from fasegr.data.image_io import BadFile
 
 
@@ -176,3 +177,32 @@ def test_test_sample(cfg, record):
     np.testing.assert_array_equal(sample["image"].permute(1, 2, 0), np.asarray(slow))
     cfg.INPUT.MIN_SIZE_TEST = 0
     assert SemanticMapper(cfg, False)(record)["image"].shape == (3, 60, 90)
+
+
+def test_a_cache_changes_no_sample_and_spares_the_files(record, tmp_path, monkeypatch):
+    options = {
+        "resize": ShortestEdge((40, 70, 110), 1000),
+        "crop": RandomCrop("absolute", (50, 50)),
+        "flip": "horizontal",
+    }
+    cached = mapper(**options, cache=DecodedCache(tmp_path / "cache"))
+    cached(record, np.random.default_rng(0))
+    plain = [mapper(**options)(record, np.random.default_rng(seed)) for seed in range(6)]
+
+    def refuse(path):
+        raise AssertionError(f"{path} was decoded again")
+
+    monkeypatch.setattr("fasegr.data.photograph.read_image", refuse)
+    monkeypatch.setattr("fasegr.data.dataset_mappers.semantic.read_label", refuse)
+    for seed, expected in enumerate(plain):
+        actual = cached(record, np.random.default_rng(seed))
+        assert (actual["image"].int() - expected["image"].int()).abs().max() <= 1
+        for key in ("labels", "masks"):
+            torch.testing.assert_close(actual[key], expected[key], rtol=0, atol=0)
+
+
+def test_a_cache_made_for_more_classes_is_still_checked(record, tmp_path):
+    cache = DecodedCache(tmp_path / "cache")
+    mapper(cache=cache)(record, np.random.default_rng(0))
+    with pytest.raises(BadFile, match=r"a_labels\.png.*label 3"):
+        mapper(cache=cache, num_classes=3)(record, np.random.default_rng(0))
