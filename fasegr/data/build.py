@@ -4,6 +4,7 @@ The training stream is a function of the seed and the position in it, and of not
 workers or processes nor an interruption changes which image comes when, or how it is augmented.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -17,11 +18,10 @@ from fasegr.d2 import (
     build_detection_train_loader,
     comm,
 )
-from fasegr.data.dataset_mappers import SemanticMapper
+from fasegr.data.dataset_mappers import TRAINING_MAPPERS, SemanticMapper
+from fasegr.data.packed_list import PackedList
 
 __all__ = ["StreamSampler", "TrainStream", "build_test_loader", "build_train_loader", "check_num_classes"]
-
-MAPPERS = {"mask_former_semantic": SemanticMapper}
 
 
 class TrainStream(Dataset):
@@ -31,7 +31,7 @@ class TrainStream(Dataset):
     """
 
     def __init__(self, records: list[dict], mapper: Callable[[dict, np.random.Generator], dict], seed: int):
-        self.records, self.mapper, self.seed = records, mapper, seed
+        self.records, self.mapper, self.seed = PackedList(records), mapper, seed
         self._orders: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
@@ -43,7 +43,7 @@ class TrainStream(Dataset):
             order = np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.records))
             # one batch may reach over the end of an epoch, so the one before stays
             self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1} | {epoch: order}
-        return self.records[self._orders[epoch][place]] | {"position": position}
+        return self.records[int(self._orders[epoch][place])] | {"position": position}
 
     def __getitem__(self, position: int) -> dict:
         return self.mapper(self.record(position), np.random.default_rng((self.seed, 1, position)))
@@ -85,6 +85,26 @@ def _records(names: tuple[str, ...]) -> list[dict]:
     return [record for name in names for record in DatasetCatalog.get(name)]
 
 
+def _with_objects(records: list[dict]) -> list[dict]:
+    """Of records that list objects, those that have one which is no crowd; of other records, all."""
+    kept = [
+        record
+        for record in records
+        if "annotations" not in record or any(not o.get("iscrowd", 0) for o in record["annotations"])
+    ]
+    if not kept:
+        raise ValueError(
+            "no training image has an object; set DATALOADER.FILTER_EMPTY_ANNOTATIONS False to train all the same"
+        )
+    if len(kept) < len(records):
+        logging.getLogger(__name__).info(
+            "%d of %d images have no object and are left out (DATALOADER.FILTER_EMPTY_ANNOTATIONS)",
+            len(records) - len(kept),
+            len(records),
+        )
+    return kept
+
+
 def check_num_classes(cfg) -> None:
     """Raises ValueError where a dataset of the config has other classes than the model, or than another dataset.
 
@@ -99,7 +119,8 @@ def check_num_classes(cfg) -> None:
         if name not in DatasetCatalog.list():
             continue
         meta = MetadataCatalog.get(name)
-        classes = getattr(meta, listed, None)
+        # and a dataset of instances has things alone
+        classes = getattr(meta, listed, None) or getattr(meta, "thing_classes", None)
         if classes is None:
             continue
         if len(classes) != head.NUM_CLASSES:
@@ -123,9 +144,9 @@ def _build_mapper(cfg, is_train: bool):
     if not is_train:
         return SemanticMapper(cfg, False)  # only in training is a sample more than the image at its test size
     name = cfg.INPUT.DATASET_MAPPER_NAME
-    if name not in MAPPERS:
-        raise ValueError(f"INPUT.DATASET_MAPPER_NAME is {name!r}; training has: {', '.join(MAPPERS)}")
-    return MAPPERS[name](cfg, True)
+    if name not in TRAINING_MAPPERS:
+        raise ValueError(f"INPUT.DATASET_MAPPER_NAME is {name!r}; training has: {', '.join(TRAINING_MAPPERS)}")
+    return TRAINING_MAPPERS[name](cfg)
 
 
 def build_train_loader(cfg, seed: int) -> tuple[torch.utils.data.DataLoader, StreamSampler]:
@@ -137,13 +158,17 @@ def build_train_loader(cfg, seed: int) -> tuple[torch.utils.data.DataLoader, Str
         raise ValueError("DATASETS.TRAIN is empty; it must name at least one dataset")
     accumulate = cfg.SOLVER.ACCUMULATE
     sampler = StreamSampler(cfg.SOLVER.IMS_PER_BATCH, accumulate, comm.get_rank(), comm.get_world_size())
-    stream = TrainStream(_records(cfg.DATASETS.TRAIN), _build_mapper(cfg, True), seed)
+    records = _records(cfg.DATASETS.TRAIN)
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        records = _with_objects(records)
+    stream = TrainStream(records, _build_mapper(cfg, True), seed)
     loader = build_detection_train_loader(
         stream,
         mapper=None,  # the stream maps: it alone knows the position that seeds the mapper
         sampler=sampler,
         total_batch_size=cfg.SOLVER.IMS_PER_BATCH // accumulate,
         aspect_ratio_grouping=False,  # it would reorder the stream, for a gain in padding that crops do not need
+        pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),  # in a thread: a GPU copies from there while others compute
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
     return loader, sampler

@@ -11,7 +11,7 @@ from fasegr.data.augmentation import (
     ShortestEdge,
     SSDColour,
     change_colour,
-    pad_to_multiple,
+    pad,
     resize_image,
     resize_label,
 )
@@ -252,10 +252,9 @@ def test_distribution_of_colours(rng):
 
 def test_padding():
     array = np.ones((3, 5, 8), np.uint8)
-    padded = pad_to_multiple(array, 8, 128)
+    padded = pad(array, (8, 8), 128)
     assert padded.shape == (3, 8, 8)
     np.testing.assert_array_equal(padded[:, :5], array)
     assert (padded[:, 5:] == 128).all()
-    assert pad_to_multiple(array, 4, 7).shape == (3, 8, 8)
-    assert pad_to_multiple(array, -1, 7) is array
-    assert pad_to_multiple(array[:, :4], 4, 7).shape == (3, 4, 8)
+    assert pad(array, (5, 8), 7) is array
+    assert pad(array[0], (5, 9), 7)[4].tolist() == [1] * 8 + [7]

@@ -3,6 +3,7 @@ from itertools import chain, islice
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fasegr.d2 import RUNTIME, DatasetCatalog, MetadataCatalog, comm
 from fasegr.data.build import (
@@ -167,6 +168,44 @@ def test_unknown_names_are_refused(data_cfg):
         build_train_loader(data_cfg, 0)
 
 
+def record_with(tmp_path, name, crowds):
+    Image.new("RGB", (40, 30)).save(tmp_path / f"{name}.png")
+    outline = [[5, 5, 30, 5, 30, 25, 5, 25]]
+    objects = [{"category_id": 0, "iscrowd": crowd, "bbox_mode": 1, "segmentation": outline} for crowd in crowds]
+    return {"file_name": str(tmp_path / f"{name}.png"), "image_id": name, "annotations": objects}
+
+
+def test_images_without_objects_are_left_out(data_cfg, tmp_path, caplog):
+    """Crowds are no objects. Datasets that list none are not concerned."""
+    records = [record_with(tmp_path, name, crowds) for name, crowds in enumerate([[0], [], [1], [1, 0], [0, 0]])]
+    DatasetCatalog.register("some_objects", lambda: records)
+    data_cfg.DATASETS.TRAIN = ("some_objects",)
+    data_cfg.INPUT.DATASET_MAPPER_NAME = "coco_instance_lsj"
+    data_cfg.INPUT.IMAGE_SIZE = 32
+
+    def seen():
+        loader, _ = build_train_loader(data_cfg, seed=0)
+        samples = list(chain(*islice(loader, 5)))
+        assert all(sample["image"].shape == (3, 32, 32) for sample in samples)
+        return {sample["image_id"] for sample in samples}
+
+    with caplog.at_level("INFO"):
+        assert seen() == {0, 3, 4}
+    assert "2 of 5 images have no object" in caplog.text
+    data_cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
+    assert seen() == {0, 1, 2, 3, 4}
+    data_cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = True
+    records[:] = records[1:3]
+    with pytest.raises(ValueError, match="no training image has an object"):
+        build_train_loader(data_cfg, seed=0)
+
+
+def test_predictions_carry_the_number_of_their_image(data_cfg, tmp_path):
+    DatasetCatalog.register("some_objects", lambda: [record_with(tmp_path, 5, [0])])
+    ((sample,),) = build_test_loader(data_cfg, "some_objects")
+    assert sample["image_id"] == 5 and "annotations" not in sample
+
+
 def test_images_are_tested_whatever_the_mapper_of_training(data_cfg):
     data_cfg.INPUT.DATASET_MAPPER_NAME = "coco_panoptic_lsj"
     assert next(iter(build_test_loader(data_cfg, "mine_val")))[0]["image"].shape == (3, 32, 43)
@@ -180,6 +219,15 @@ def test_a_model_of_instances_has_the_things_alone(data_cfg):
     check_num_classes(data_cfg)
     data_cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 3
     with pytest.raises(ValueError, match=r"mine_train has 1 classes \(one\)"):
+        check_num_classes(data_cfg)
+
+
+def test_a_dataset_of_instances_has_things_alone(data_cfg):
+    """Whatever the model is to give."""
+    DatasetCatalog.register("some_objects", list)
+    MetadataCatalog.get("some_objects").set(thing_classes=["one", "two"])
+    data_cfg.DATASETS.TRAIN, data_cfg.DATASETS.TEST = ("some_objects",), ()
+    with pytest.raises(ValueError, match="NUM_CLASSES is 3, but some_objects has 2 classes"):
         check_num_classes(data_cfg)
 
 

@@ -61,7 +61,7 @@ def _fill(arguments):
 def test_processes_fill_one_folder_together(tmp_path):
     path = source(tmp_path)
     work = [(tmp_path / "cache", path, 7)] * 12
-    with get_context("spawn").Pool(2) as pool:
+    with get_context("fork").Pool(2) as pool:
         assert pool.map(_fill, work, chunksize=1) == [7] * 12
     assert len([f for f in (tmp_path / "cache").rglob("*") if f.is_file()]) == 1  # nothing half-written stays
 

@@ -4,25 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from fasegr.d2 import MetadataCatalog, configurable
-from fasegr.data.augmentation import (
-    Box,
-    RandomCrop,
-    ShortestEdge,
-    SSDColour,
-    change_colour,
-    pad_to_multiple,
-    resize_label,
-)
+from fasegr.data.augmentation import Box, RandomCrop, ShortestEdge, SSDColour
 from fasegr.data.decoded_cache import DecodedCache
 from fasegr.data.image_io import BadFile, check_label_size, check_label_values, read_label
-from fasegr.data.photograph import DecodedPhotograph, Photograph, read_photograph
+from fasegr.data.photograph import read_photograph
+from fasegr.data.view import ResizedCrop, channels_first
 
 __all__ = ["SemanticMapper"]
-
-PAD_LEVEL = 128  # middle grey, near the mean that the segmentor subtracts
 
 
 class SemanticMapper:
@@ -49,16 +39,11 @@ class SemanticMapper:
         """flip: "horizontal", "vertical" or "none". size_divisibility: sides are padded to a multiple; -1 does not pad.
         num_classes, ignore_label: what label maps may hold. All but `resize` and `cache` concern training.
         cache: where decoded files are kept."""
-        if flip not in ("horizontal", "vertical", "none"):
-            raise ValueError(f"INPUT.RANDOM_FLIP is {flip!r}; it must be 'horizontal', 'vertical' or 'none'")
         if not 0 <= ignore_label <= 65535:
             raise ValueError(f"the ignore label is {ignore_label}; label maps can hold 0..65535 (255 is usual)")
         self.is_train = is_train
         self.resize = resize
-        self.crop = crop
-        self.colour = colour
-        self.flip = flip
-        self.size_divisibility = size_divisibility
+        self.view = ResizedCrop(resize, crop, colour, flip, size_divisibility)
         self.num_classes = num_classes
         self.ignore_label = ignore_label
         self.cache = cache
@@ -94,21 +79,25 @@ class SemanticMapper:
     def __call__(self, record: dict, rng: np.random.Generator | None = None) -> dict:
         """record: "file_name" and, for training, "sem_seg_file_name".
 
-        Returns "file_name", "image" (uint8, 3 x H x W, RGB), "height" and "width" (of the file), and for training
-        "labels" (int64, K; the classes present, ascending) and "masks" (bool, K x H x W). All randomness comes from
-        `rng`.
+        Returns "file_name", "image_id" where the record has one, "image" (uint8, 3 x H x W, RGB), "height" and "width"
+        (of the file), and for training "labels" (int64, K; the classes present, ascending) and "masks" (bool, K x H x
+        W). All randomness comes from `rng`.
         """
         path = record["file_name"]
         image = read_photograph(path, self.cache)
         height, width = image.size
         sample = {"file_name": path, "height": height, "width": width}
+        if "image_id" in record:
+            sample["image_id"] = record["image_id"]  # by which COCO's truth finds the prediction
         if not self.is_train:
             size = self.resize.scaled(image.size, self.resize.lengths[0])
-            return {**sample, "image": torch.from_numpy(_channels_first(image.resized(size, Box(0, 0, *size))))}
+            return {**sample, "image": torch.from_numpy(channels_first(image.resized(size, Box(0, 0, *size))))}
         if rng is None:
             # in a loader that passes none, numpy's global state is what its workers have seeded
             rng = np.random.default_rng(np.random.randint(2**31))
-        pixels, labels = self._augment(image, self._read_label(record, image.size), rng)
+        labels = self._read_label(record, image.size)
+        view = self.view.draw(rng, image.size, lambda: labels)
+        pixels, labels = view.pixels(image), view.labels(labels, self.ignore_label)
         classes = np.flatnonzero(np.bincount(labels.ravel()))
         classes = classes[classes != self.ignore_label]
         # A map from the cache was checked when it was decoded, which may have been for more classes than these.
@@ -135,28 +124,3 @@ class SemanticMapper:
             labels = labels.astype(np.uint16)  # padding needs room for the ignore label
         check_label_size(path, labels.shape, record["file_name"], image_size)
         return labels
-
-    def _augment(self, image: Photograph | DecodedPhotograph, labels: np.ndarray, rng: np.random.Generator):
-        """uint8 (3, H, W) and (H, W), contiguous."""
-        size = self.resize.draw(rng, labels.shape)
-        box = self.crop.draw(rng, labels, size) if self.crop else Box(0, 0, *size)
-        colour = self.colour.draw(rng) if self.colour else None
-        flips = self.flip != "none" and rng.random() < 0.5
-
-        image, labels = image.resized(size, box), resize_label(labels, size, box)
-        if flips:
-            horizontal = self.flip == "horizontal"
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT if horizontal else Image.Transpose.FLIP_TOP_BOTTOM)
-            labels = labels[:, ::-1] if horizontal else labels[::-1]
-        pixels = _channels_first(image)
-        if colour is not None:
-            pixels = change_colour(pixels, colour)
-        return (
-            pad_to_multiple(pixels, self.size_divisibility, PAD_LEVEL),
-            np.ascontiguousarray(pad_to_multiple(labels, self.size_divisibility, self.ignore_label)),
-        )
-
-
-def _channels_first(image: Image.Image) -> np.ndarray:
-    """A contiguous, writable copy: (3, H, W)."""
-    return np.array(np.asarray(image).transpose(2, 0, 1), order="C")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["CLASSES", "COLOURS", "Scene", "paint_scene"]
+__all__ = ["CLASSES", "COLOURS", "THINGS", "Scene", "paint_scene"]
 
 CLASSES = ["sky", "mountain", "grass", "water", "road", "house", "tree", "fence", "car", "balloon", "sun", "bird"]
 COLOURS = [
@@ -31,15 +31,18 @@ COLOURS = [
     (28, 26, 40),
 ]
 SKY, MOUNTAIN, GRASS, WATER, ROAD, HOUSE, TREE, FENCE, CAR, BALLOON, SUN, BIRD = range(len(CLASSES))
+THINGS = (HOUSE, TREE, CAR, BALLOON, SUN, BIRD)  # classes of which single ones can be told apart and counted
 
 HEIGHT = 128.0  # of any picture, in units of the drawing
 
 
 class Scene(NamedTuple):
-    """image: uint8 (H, W, 3), RGB. labels: uint8 (H, W)."""
+    """image: uint8 (H, W, 3), RGB. labels: uint8 (H, W). objects: uint8 (H, W), for pixels of `THINGS` the number of
+    the thing that is seen there, from 1 on and not always without gaps; 0 elsewhere."""
 
     image: np.ndarray
     labels: np.ndarray
+    objects: np.ndarray
 
 
 class Mood(NamedTuple):
@@ -194,6 +197,8 @@ class Painter:
         self.x = ((np.arange(width) + 0.5) / self.per_unit)[None, :]
         self.image = np.zeros((3, height, width))
         self.labels = np.zeros((height, width), dtype=np.uint8)
+        self.objects = np.zeros((height, width), dtype=np.uint8)
+        self.thing = 0  # the number of what is being painted
         self.table = dice.table(64, 64)
 
     def window(self, left: float, top: float, right: float, bottom: float) -> "Window":
@@ -216,10 +221,12 @@ class Window:
     """A rectangle of a painter's picture: what is painted in it costs no more than its area."""
 
     def __init__(self, painter: Painter, rows: slice, columns: slice):
+        self.thing = painter.thing
         self.per_unit = painter.per_unit
         self.table = painter.table
         self.x, self.y = painter.x[:, columns], painter.y[rows]
         self.image, self.labels = painter.image[:, rows, columns], painter.labels[rows, columns]
+        self.objects = painter.objects[rows, columns]
 
     def paint(self, distance, colour, label: int | None = None, opacity=1.0) -> None:
         """Covers where `distance` < 0 with `colour` ((3, 1, 1) or (3, H, W)); the labels too, where `label` is
@@ -228,6 +235,7 @@ class Window:
         self.image += (colour - self.image) * cover
         if label is not None:
             np.copyto(self.labels, label, where=distance < 0)
+            np.copyto(self.objects, self.thing if label in THINGS else 0, where=distance < 0)
 
     def grain(self, size: float, octaves: int = 2, stretch: float = 1.0):
         """Noise with features of `size` units, `stretch` times as wide as high."""
@@ -701,6 +709,7 @@ class Landscape:
         self.shore = self.horizon + 1
         self.paint_sky()
         if dice.chance(0.8):
+            painter.thing += 1
             self.paint_sun()
         self.paint_clouds()
         if dice.chance(0.8):
@@ -712,8 +721,10 @@ class Landscape:
         if has_road:
             self.paint_road()
         for _ in range(dice.pick((0, 1, 1, 2))):
+            painter.thing += 1
             self.paint_balloon()
         for _ in range(dice.pick((0, 1, 2, 3, 4))):
+            painter.thing += 1
             self.paint_bird()
 
         standing = []  # (y, method, arguments): farther things first, nearer ones over them
@@ -734,12 +745,13 @@ class Landscape:
             y, size = self.place(0.15, 0.97)
             standing.append((y, self.paint_fence, (y, size)))
         for _, method, arguments in sorted(standing, key=lambda thing: thing[0]):
+            painter.thing += 1
             method(*arguments)
 
         grain = dice.table(*painter.image.shape) - 0.5
         image = painter.image * dice.between(0.92, 1.06) + grain * dice.between(0.01, 0.05)
         image = np.floor(np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
-        return Scene(np.ascontiguousarray(image.transpose(1, 2, 0)), painter.labels)
+        return Scene(np.ascontiguousarray(image.transpose(1, 2, 0)), painter.labels, painter.objects)
 
 
 def _road_centre(far_x: float, near_x: float, top: float, bend: float, y):

@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from iopath.common.file_io import file_lock
@@ -14,7 +15,7 @@ from fasegr.d2 import DatasetCatalog
 from fasegr.data.datasets.folder import ClassList, datasets_root, load_folder, register_folder
 from fasegr.data.datasets.scene_painter import CLASSES, COLOURS, paint_scene
 
-__all__ = ["SPLITS", "generate_scenes", "register_scenes", "scenes_folder"]
+__all__ = ["SPLITS", "generate_scenes", "make_folder_once", "register_scenes", "scenes_folder"]
 
 VERSION = "v1"  # to be raised with any change of what is painted, so that old files are not taken for new ones
 SEED = 2022
@@ -32,17 +33,21 @@ def generate_scenes(folder: str | Path, splits: dict[str, int] | None = None, si
 
     The folder appears complete or not at all. Of several processes that ask at once, one paints and the others wait.
     """
-    folder = Path(folder)
+    make_folder_once(Path(folder), lambda work: _paint(work, splits or SPLITS, size))
+
+
+def make_folder_once(folder: Path, paint: Callable[[Path], None]) -> None:
+    """Makes `folder` with what `paint` writes into the folder it is given, unless it is there."""
     if folder.is_dir():
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     with file_lock(str(folder.parent / f".{folder.name}")):
         if folder.is_dir():  # painted by another process in the meantime
             return
-        logging.getLogger(__name__).info("Painting the scenes of the quickstart into %s", folder)
+        logging.getLogger(__name__).info("Painting scenes into %s", folder)
         work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
-            _paint(work, splits or SPLITS, size)
+            paint(work)
             work.chmod(0o755)  # mkdtemp lets nobody else in
             os.replace(work, folder)
         finally:

@@ -159,8 +159,8 @@ def test_from_config(cfg, catalogs):
     finally:
         MetadataCatalog.remove("some_train")
     assert training.resize.lengths == (24, 32, 40)
-    assert training.crop.size == (24, 24)
-    assert training.colour is not None and training.flip == "horizontal"
+    assert training.view.crop.size == (24, 24)
+    assert training.view.colour is not None and training.view.flip == "horizontal"
     assert training.num_classes == 3 and training.ignore_label == 200
     cfg.INPUT.FORMAT = "BGR"
     with pytest.raises(ValueError, match=r"INPUT\.FORMAT is 'BGR'"):

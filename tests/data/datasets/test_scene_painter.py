@@ -3,7 +3,18 @@ import hashlib
 import numpy as np
 import pytest
 
-from fasegr.data.datasets.scene_painter import CLASSES, COLOURS, Dice, mix, noise, paint_scene, polygon, rod, smooth
+from fasegr.data.datasets.scene_painter import (
+    CLASSES,
+    COLOURS,
+    THINGS,
+    Dice,
+    mix,
+    noise,
+    paint_scene,
+    polygon,
+    rod,
+    smooth,
+)
 
 
 @pytest.fixture(scope="module")
@@ -12,18 +23,20 @@ def scenes():
 
 
 def test_scenes_have_the_form_of_images(scenes):
-    for image, labels in scenes:
+    for image, labels, objects in scenes:
         assert image.shape == (128, 128, 3) and image.dtype == np.uint8 and image.flags.c_contiguous
         assert labels.shape == (128, 128) and labels.dtype == np.uint8
         assert labels.max() < len(CLASSES)
+        assert objects.shape == (128, 128) and objects.dtype == np.uint8
     assert len(CLASSES) == len(COLOURS) == len(set(COLOURS)) >= 10
 
 
 def test_the_same_bytes_on_every_machine():
     """Recorded once; a change of the painting changes it, and then scenes.VERSION is to be raised."""
-    image, labels = paint_scene(2022, 0, 0)
+    image, labels, objects = paint_scene(2022, 0, 0)
     assert hashlib.sha256(image.tobytes()).hexdigest()[:16] == "03cc7a5e1dfacaf7"
     assert hashlib.sha256(labels.tobytes()).hexdigest()[:16] == "a0d2c4554f5988e4"
+    assert hashlib.sha256(objects.tobytes()).hexdigest()[:16] == "b7b35ff4770b094e"
 
 
 def test_every_scene_is_another():
@@ -33,21 +46,30 @@ def test_every_scene_is_another():
         assert not np.array_equal(first, paint_scene(*other).image)
 
 
+def test_objects_are_told_apart(scenes):
+    """Exactly the pixels of things have a number, each number one class, and there are scenes of several trees."""
+    for _, labels, objects in scenes:
+        np.testing.assert_array_equal(objects > 0, np.isin(labels, THINGS))
+        assert all(len(np.unique(labels[objects == number])) == 1 for number in np.unique(objects) if number)
+    trees = [len(np.unique(objects[labels == CLASSES.index("tree")])) for _, labels, objects in scenes]
+    assert max(trees) >= 5 and np.mean(trees) > 2
+
+
 def test_every_class_is_in_many_scenes(scenes):
-    present = np.mean([np.bincount(labels.ravel(), minlength=len(CLASSES)) > 0 for _, labels in scenes], axis=0)
+    present = np.mean([np.bincount(labels.ravel(), minlength=len(CLASSES)) > 0 for _, labels, _ in scenes], axis=0)
     assert present.min() > 0.4, dict(zip(CLASSES, present, strict=True))
 
 
 def test_sizes_of_things_vary(scenes):
     """Large and small classes, and thin ones: in a fence, few pixels have all neighbours of their own class."""
-    areas = np.array([np.bincount(labels.ravel(), minlength=len(CLASSES)) for _, labels in scenes]) / 128**2
+    areas = np.array([np.bincount(labels.ravel(), minlength=len(CLASSES)) for _, labels, _ in scenes]) / 128**2
     area = dict(zip(CLASSES, areas.sum(0) / np.maximum(1, (areas > 0).sum(0)), strict=True))
     assert area["sky"] > 0.2 and area["grass"] > 0.2
     assert area["bird"] < 0.015 and area["sun"] < 0.02
 
     def share_inside(name):
         inside = total = 0
-        for _, labels in scenes:
+        for _, labels, _ in scenes:
             mask = labels == CLASSES.index(name)
             core = mask[2:-2, 2:-2].copy()
             for dy, dx in ((-2, 0), (2, 0), (0, -2), (0, 2)):
@@ -60,16 +82,13 @@ def test_sizes_of_things_vary(scenes):
 
 def test_places_of_things_vary(scenes):
     for name in ("house", "tree", "car", "balloon", "sun"):
-        centres = [np.argwhere(labels == CLASSES.index(name)).mean(0) for _, labels in scenes if name_in(name, labels)]
+        masks = [scene.labels == CLASSES.index(name) for scene in scenes]
+        centres = [np.argwhere(mask).mean(0) for mask in masks if mask.any()]
         assert np.std([x for _, x in centres]) > 12, name
 
 
-def name_in(name, labels):
-    return (labels == CLASSES.index(name)).any()
-
-
 def test_a_constant_guess_scores_next_to_nothing(scenes):
-    counts = np.sum([np.bincount(labels.ravel(), minlength=len(CLASSES)) for _, labels in scenes], axis=0)
+    counts = np.sum([np.bincount(labels.ravel(), minlength=len(CLASSES)) for _, labels, _ in scenes], axis=0)
     best = 0
     for guess in range(len(CLASSES)):
         iou = np.zeros(len(CLASSES))
@@ -80,8 +99,8 @@ def test_a_constant_guess_scores_next_to_nothing(scenes):
 
 def test_colour_alone_does_not_tell_the_class(scenes):
     """A table from colour (8 levels a channel) to its most frequent class, made and scored on the same scenes."""
-    pixels = np.concatenate([image.reshape(-1, 3) >> 5 for image, _ in scenes]).astype(int)
-    labels = np.concatenate([labels.ravel() for _, labels in scenes])
+    pixels = np.concatenate([image.reshape(-1, 3) >> 5 for image, _, _ in scenes]).astype(int)
+    labels = np.concatenate([labels.ravel() for _, labels, _ in scenes])
     key = (pixels[:, 0] << 6) | (pixels[:, 1] << 3) | pixels[:, 2]
     table = np.zeros((512, len(CLASSES)), int)
     np.add.at(table, (key, labels), 1)

@@ -26,7 +26,7 @@ def test_scenes_on_disk_are_a_folder_dataset(tmp_path):
         records = load_folder(split, folder / "images" / split, folder / "annotations" / split)
         assert len(records) == count
         for index, record in enumerate(records):
-            image, labels = paint_scene(scenes.SEED, number, index, 32, 32)
+            image, labels, _ = paint_scene(scenes.SEED, number, index, 32, 32)
             np.testing.assert_array_equal(np.asarray(Image.open(record["file_name"])), image)
             np.testing.assert_array_equal(np.asarray(Image.open(record["sem_seg_file_name"])), labels)
 
