@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fasegr.modeling.pixel_decoder.ops.ms_deform_attn  # noqa: F401 (torch.ops.fasegr is registered there)
 
-__all__ = ["SEMANTIC_OUTPUT", "Cost", "Speed", "count", "measure"]
+__all__ = ["FORMULAS", "SEMANTIC_OUTPUT", "Cost", "Speed", "count", "measure"]
 
 SEMANTIC_OUTPUT = "semantic output"
 
@@ -58,7 +58,7 @@ def count(model: nn.Module, size: tuple[int, int]) -> Cost:
 
     height, width = (math.ceil(side / model.size_divisibility) * model.size_divisibility for side in size)
     network = _Network(model)
-    counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
+    counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
     with _evaluated(model), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), counter:
         outputs = network(torch.zeros(1, len(model.pixel_mean), height, width))
     multiply_adds = {}
@@ -122,10 +122,11 @@ def _deformable(value_shape, x_shape, *args, out_shape=None, **kwargs) -> int:
     return 2 * 4 * math.prod(x_shape) * value_shape[3]  # four corners for each point and channel
 
 
-_FORMULAS = {
+FORMULAS = {
     torch.ops.aten.native_layer_norm: _norm,
     torch.ops.aten.native_group_norm: _norm,
     torch.ops.aten.upsample_bilinear2d: _upsample,
+    torch.ops.aten._upsample_bilinear2d_aa: _upsample,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.fasegr.deformable_bag: _deformable,
 }

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import fasegr
-from fasegr.analysis import _FORMULAS, SEMANTIC_OUTPUT, count, measure
+from fasegr.analysis import FORMULAS, SEMANTIC_OUTPUT, count, measure
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 ADE20K = CONFIGS / "ade20k/semantic-segmentation"
@@ -66,7 +66,7 @@ def test_counting_changes_nothing(small):
 def counted(function, *shapes):
     with FakeTensorMode(), torch.no_grad():
         tensors = [torch.zeros(shape) for shape in shapes]
-        with FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
+        with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
             function(*tensors)
     return counter.get_total_flops() / 2
 
@@ -76,6 +76,7 @@ def test_operations_that_torch_does_not_count():
     assert counted(nn.LayerNorm(8, elementwise_affine=False), (5, 8)) == 5 * 8 * 5
     assert counted(lambda x: F.group_norm(x, 2), (1, 8, 3, 3)) == 5 * 72
     assert counted(lambda x: F.interpolate(x, size=(6, 6), mode="bilinear"), (1, 2, 3, 3)) == 4 * 72
+    assert counted(lambda x: F.interpolate(x, size=(6, 6), mode="bilinear", antialias=True), (1, 2, 3, 3)) == 4 * 72
     points = (1, 5, 4, 1, 3)  # 5 tokens, 4 heads of 8 channels, 1 level, 3 points
     op = torch.ops.fasegr.deformable_bag
     assert counted(lambda *args: op(*args, [3], [2]), (1, 6, 4, 8), points, points, points) == 5 * 4 * 3 * 4 * 8

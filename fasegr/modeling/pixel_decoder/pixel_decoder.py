@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from fasegr.modeling.layers import ConvNorm, build_norm, c2_xavier_fill
 from fasegr.modeling.pixel_decoder.ops import deformable_attention
-from fasegr.modeling.transformer_decoder.position_encoding import ConditionalPosition, SinusoidalPosition
+from fasegr.modeling.transformer_decoder.level import level_strides
+from fasegr.modeling.transformer_decoder.position_encoding import build_key_position
 
 
 class PixelDecoderOutput(NamedTuple):
@@ -138,8 +139,10 @@ def _reference_points(shapes: Sequence[tuple[int, int]], dtype: torch.dtype, dev
 
     x = torch.cat([centres(w).repeat(h) for h, w in shapes])
     y = torch.cat([centres(h).repeat_interleave(w) for h, w in shapes])
-    size = torch.tensor([[w for _, w in shapes], [h for h, _ in shapes]], dtype=dtype, device=device)
-    return (torch.stack([x, y])[:, :, None] * size[:, None, :])[:, :, None, :, None]
+    # Numbers times tensors: a tensor made from numbers would be copied to the device, and waited for.
+    x = torch.stack([x * w for _, w in shapes], dim=-1)
+    y = torch.stack([y * h for h, _ in shapes], dim=-1)
+    return torch.stack([x, y])[:, :, None, :, None]
 
 
 class MSDeformAttnPixelDecoder(nn.Module):
@@ -148,7 +151,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
     in_channels: {name: channels}, finest map first. strides: {name: stride}. encoder_features: the names that enter
     the deformable encoder; finer ones are merged behind it, FPN-like, down to `common_stride`.
     num_levels: maps handed to the transformer decoder, coarse first (3: the encoder's; 4: the 1/4 map as well).
-    key_position: "conditional" (FASeg) or "sinusoidal" (Mask2Former).
+    key_position: "conditional" (FASeg), "sinusoidal" (Mask2Former) or "learnable".
     """
 
     def __init__(
@@ -186,12 +189,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
             )
         self.levels = levels[:num_levels]
 
-        if key_position == "conditional":
-            key_position_module: nn.Module = ConditionalPosition(dim, num_levels)
-        elif key_position == "sinusoidal":
-            key_position_module = SinusoidalPosition(dim)
-        else:
-            raise ValueError(f"key position {key_position!r} is not known; choose conditional or sinusoidal")
+        key_position_module = build_key_position(key_position, dim, num_levels)
         # Maps outside the encoder are projected for the sake of their key positions alone.
         projected = self.levels if key_position_module.reads_features else self.encoder_features
         self.input_proj = nn.ModuleList(
@@ -222,7 +220,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
     @classmethod
     def from_config(cls, cfg, input_shape) -> dict:
         """Keyword arguments of the class; input_shape is {name: ShapeSpec} of the backbone."""
-        head, former = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER
+        head, former, faseg = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER, cfg.MODEL.FASEG
         missing = [name for name in head.IN_FEATURES if name not in input_shape]
         if missing:
             raise ValueError(f"MODEL.SEM_SEG_HEAD.IN_FEATURES has {missing}; the backbone gives {list(input_shape)}")
@@ -239,8 +237,8 @@ class MSDeformAttnPixelDecoder(nn.Module):
             "ffn_dim": head.DEFORMABLE_TRANSFORMER_ENCODER_DIM_FEEDFORWARD,
             "dropout": former.DROPOUT,
             "common_stride": head.COMMON_STRIDE,
-            "num_levels": 3 if cfg.MODEL.FASEG.HIGH_RES.ATTENTION == "none" else 4,
-            "key_position": cfg.MODEL.FASEG.KEY_POSITION,
+            "num_levels": len(level_strides(faseg.HIGH_RES.ATTENTION, faseg.HIGH_RES.LEVELS)),
+            "key_position": faseg.KEY_POSITION,
         }
 
     def forward(self, features: Mapping[str, Tensor]) -> PixelDecoderOutput:

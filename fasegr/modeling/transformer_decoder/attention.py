@@ -11,10 +11,14 @@ from torch.nn import functional as F
 
 
 class Attended(NamedTuple):
-    """queries: (B, Q, C). attention: (B, Q, n) weights averaged over heads, None where nobody reads them."""
+    """queries: (B, Q, C). attention: (B, Q, n) weights averaged over heads, None where nobody reads them.
+
+    pixels: (B, n) indices of the keys in their level where they are a selection of it, None where they are all of it.
+    """
 
     queries: Tensor
     attention: Tensor | None
+    pixels: Tensor | None = None
 
 
 class MultiheadAttention(nn.Module):
@@ -79,10 +83,16 @@ class CrossAttentionLayer(nn.Module):
         """queries, query_pos: (B, Q, C). tokens, key_pos: (B, n, C). hidden: (B, 1, Q, n) bool, True: not attended."""
         args = (queries + query_pos, tokens + key_pos, tokens, hidden)
         if self.keeps_attention:
-            out, attention = self.multihead_attn.with_weights(*args)
+            out, attention, _ = self.multihead_attn.with_weights(*args)
         else:
             out, attention = self.multihead_attn(*args), None
         return Attended(self.norm(queries + out), attention)
+
+    def weights(
+        self, queries: Tensor, query_pos: Tensor, tokens: Tensor, key_pos: Tensor, hidden: Tensor | None
+    ) -> Tensor:
+        """(B, Q, n) weights that `forward` attends with, averaged over heads: for looking at, not for computing on."""
+        return self.multihead_attn.with_weights(queries + query_pos, tokens + key_pos, tokens, hidden).attention
 
 
 class SelfAttentionLayer(nn.Module):

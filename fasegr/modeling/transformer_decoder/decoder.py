@@ -6,7 +6,7 @@ FASeg paper (positional queries, high-resolution cross-attention), as the author
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,17 +15,16 @@ from torch.nn import functional as F
 
 from fasegr.modeling.layers import MLP, c2_xavier_fill
 from fasegr.modeling.pixel_decoder import PixelDecoderOutput
-from fasegr.modeling.transformer_decoder.attention import Attended, CrossAttentionLayer, FFNLayer, SelfAttentionLayer
-from fasegr.modeling.transformer_decoder.high_resolution import AllPixels, RandomWindows, TopPixels, TopWindows
-from fasegr.modeling.transformer_decoder.positional_query import DynamicFocusAwareQuery, LearnableQuery
-
-
-class Level(NamedTuple):
-    """One map as the decoder reads it. tokens, key_pos: (B, n, C). size: (h, w) with h * w = n."""
-
-    tokens: Tensor
-    key_pos: Tensor
-    size: tuple[int, int]
+from fasegr.modeling.transformer_decoder.attention import FFNLayer, SelfAttentionLayer
+from fasegr.modeling.transformer_decoder.level import Level
+from fasegr.modeling.transformer_decoder.positional_query import (
+    ConstantQuery,
+    GridAnchors,
+    Seen,
+    build_dynamic_query,
+    query_projection,
+)
+from fasegr.modeling.transformer_decoder.reading import build_reads
 
 
 class Prediction(NamedTuple):
@@ -35,56 +34,15 @@ class Prediction(NamedTuple):
     mask_logits: Tensor
 
 
-class MaskedRead:
-    """A layer of the coarse levels: masked cross-attention with the positional query in force.
-
-    threshold: a key is hidden from a query where the mask predicted before is less likely than this.
-    """
-
-    uses_mask = True
-    reads_attention = False
-
-    def __init__(self, threshold: float):
-        if not 0 < threshold < 1:
-            raise ValueError(f"MODEL.FASEG.MASK_THRESHOLD is {threshold}; it must lie between 0 and 1 (0.15 in FASeg)")
-        self.logit = math.log(threshold / (1 - threshold))
-
-    def __call__(self, layer, queries, query_pos, base, level, mask_logits, low_attention, low_size) -> Attended:
-        hidden = mask_logits < self.logit  # sigmoid(x) < t
-        hidden = hidden & ~hidden.all(-1, keepdim=True)  # a query that would see nothing sees everything
-        return layer(queries, query_pos, level.tokens, level.key_pos, hidden.unsqueeze(1))
-
-
-class SparseRead:
-    """The layer of the high-resolution level: unmasked cross-attention at selected pixels.
-
-    It hands out no attention, so the positional query stays the one made from the layer before.
-    dynamic_query: attend with the positional query in force (paper) instead of the learnable one (release).
-    """
-
-    uses_mask = False
-
-    def __init__(self, selection, *, dynamic_query: bool):
-        self.selection = selection
-        self.reads_attention = selection.reads_attention
-        self.dynamic_query = dynamic_query
-
-    def __call__(self, layer, queries, query_pos, base, level, mask_logits, low_attention, low_size) -> Attended:
-        tokens, key_pos = level.tokens, level.key_pos
-        pixels = self.selection.pixels(low_attention, low_size, level.size)
-        if pixels is not None:
-            index = pixels.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
-            tokens, key_pos = tokens.gather(1, index), key_pos.gather(1, index)
-        return layer(queries, query_pos if self.dynamic_query else base, tokens, key_pos, None)
-
-
 class MultiScaleMaskedTransformerDecoder(nn.Module):
     """FASeg's decoder, and Mask2Former's under other arguments.
 
     num_layers: decoder layers; layer i reads level i mod the number of levels.
-    positional_query: "dfpq" or "learnable". first_query_region: of DFPQ, "background" or "foreground".
-    high_res_attention: "hrca", "random", "vanilla" or "none"; "none" has three levels, the others a fourth at 1/4.
-    high_res_selection: of HRCA, "window" or "pixel". high_res_query: "static" or "dynamic".
+    positional_query: "dfpq", "learnable", "grid_anchor", "dynamic_anchor" or "dynamic_foreground".
+    first_query_region: of DFPQ, "background" or "foreground".
+    high_res_attention: "hrca", "random", "vanilla", "rcda" or "none". high_res_levels: strides of the levels that it
+    reads; 1/4 is a level only where it is one of them. high_res_selection: of HRCA, "window" or "pixel".
+    high_res_query: "static" or "dynamic".
     """
 
     _version = 2  # as FASegHead's
@@ -105,6 +63,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         first_query_region: str,
         mask_threshold: float,
         high_res_attention: str,
+        high_res_levels: Sequence[int],
         omega: int,
         high_res_selection: str,
         high_res_query: str,
@@ -113,35 +72,36 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         if num_layers < 1:
             raise ValueError(f"MODEL.MASK_FORMER.DEC_LAYERS is {num_layers + 1}; it must be >= 2: it counts the layers "
                              "and the prediction from the learnable queries")  # fmt: skip
-        reads: list[MaskedRead | SparseRead] = [MaskedRead(mask_threshold)] * 3
-        if high_res_attention != "none":
-            selection = _selection(high_res_attention, high_res_selection, omega)
-            if high_res_query not in ("static", "dynamic"):
-                raise ValueError(
-                    f"MODEL.FASEG.HIGH_RES.QUERY is {high_res_query!r}; choose static (release) or dynamic (paper)"
-                )
-            reads.append(SparseRead(selection, dynamic_query=high_res_query == "dynamic"))
-        self.reads = reads
-
-        if positional_query == "dfpq":
-            # named as in released state dicts, hence registered here and not within the positional query
-            self.adapt_pos2d = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim))
-            self.positional_query = DynamicFocusAwareQuery(self.adapt_pos2d, region=first_query_region)
-        elif positional_query == "learnable":
-            self.positional_query = LearnableQuery()
+        self.reads = reads = build_reads(
+            mask_threshold=mask_threshold,
+            attention=high_res_attention,
+            levels=high_res_levels,
+            omega=omega,
+            selection=high_res_selection,
+            query=high_res_query,
+        )
+        if positional_query in ("learnable", "grid_anchor"):
+            self.positional_query = ConstantQuery()
         else:
-            raise ValueError(f"MODEL.FASEG.POSITIONAL_QUERY is {positional_query!r}; choose dfpq or learnable")
+            # named as in released state dicts, hence registered here and not within the positional query
+            self.adapt_pos2d = query_projection(dim)
+            self.positional_query = build_dynamic_query(
+                positional_query, self.adapt_pos2d, first_query_region=first_query_region
+            )
 
         self.transformer_self_attention_layers = nn.ModuleList(
             SelfAttentionLayer(dim, num_heads) for _ in range(num_layers)
         )
         self.transformer_cross_attention_layers = nn.ModuleList(
-            CrossAttentionLayer(dim, num_heads, keeps_attention=self._is_read(i, num_layers)) for i in range(num_layers)
+            reads[i % len(reads)].make_layer(dim, num_heads, keeps_attention=self._is_read(i, num_layers))
+            for i in range(num_layers)
         )
         self.transformer_ffn_layers = nn.ModuleList(FFNLayer(dim, ffn_dim) for _ in range(num_layers))
         self.decoder_norm = nn.LayerNorm(dim)
         self.query_feat = nn.Embedding(num_queries, dim)
-        self.query_embed = nn.Embedding(num_queries, dim)
+        self.query_embed = (
+            GridAnchors(num_queries, dim) if positional_query == "grid_anchor" else nn.Embedding(num_queries, dim)
+        )
         self.level_embed = nn.Embedding(len(reads), dim)
         self.input_proj = nn.ModuleList(nn.Identity() for _ in reads)
         if in_channels != dim or enforce_input_project:
@@ -169,6 +129,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             "first_query_region": faseg.FIRST_QUERY_REGION,
             "mask_threshold": faseg.MASK_THRESHOLD,
             "high_res_attention": faseg.HIGH_RES.ATTENTION,
+            "high_res_levels": faseg.HIGH_RES.LEVELS,
             "omega": faseg.HIGH_RES.OMEGA,
             "high_res_selection": faseg.HIGH_RES.SELECTION,
             "high_res_query": faseg.HIGH_RES.QUERY,
@@ -198,7 +159,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         if prediction is not None:
             predictions.append(prediction)
         mask_logits = embedding.detach() @ level_masks[0]
-        query_pos = self.positional_query.first(base, mask_logits, levels[0].key_pos)
+        query_pos = self.positional_query.first(base, Seen(None, None, mask_logits, levels[0]))
         low_attention = None
 
         sublayers = zip(
@@ -225,10 +186,9 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
                 embedding, prediction = self._predict(queries, mask_features, self.training)
                 if prediction is not None:
                     predictions.append(prediction)
-            if self.reads[upcoming].uses_mask:
-                mask_logits = embedding.detach() @ level_masks[upcoming]
-            if attended.attention is not None:
-                query_pos = self.positional_query.renew(base, attended.attention, level.key_pos)
+            mask_logits = embedding.detach() @ level_masks[upcoming] if self.reads[upcoming].uses_mask else None
+            seen = Seen(attended.attention, level, mask_logits, levels[upcoming])
+            query_pos = self.positional_query.renew(query_pos, base, seen)
         return predictions
 
     def _level(self, i: int, features: Tensor, key_position: Tensor) -> Level:
@@ -257,18 +217,3 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             return embedding, None
         masks = (embedding @ mask_features.flatten(2)).unflatten(2, mask_features.shape[-2:])
         return embedding, Prediction(self.class_embed(normed), masks)
-
-
-def _selection(attention: str, selection: str, omega: int):
-    if attention == "vanilla":
-        return AllPixels()
-    if attention == "random":
-        return RandomWindows(omega)
-    if attention == "hrca" and selection == "window":
-        return TopWindows(omega)
-    if attention == "hrca" and selection == "pixel":
-        return TopPixels(omega)
-    raise ValueError(
-        f"MODEL.FASEG.HIGH_RES.ATTENTION is {attention!r} with SELECTION {selection!r}; "
-        "choose hrca (with window or pixel), random, vanilla or none"
-    )

@@ -1,8 +1,8 @@
-"""Which pixels of the high-resolution map the queries attend to (omega, paper section 3.3).
+"""Which pixels of a high-resolution map the queries attend to (omega, paper section 3.3).
 
 A selection is asked `pixels(attention, low, high)`: attention (B, Q, n) of the round's coarsest layer, the sizes (h, w)
-of that level and of the high-resolution one. It returns pixel indices (B, k) of the latter, or None for all of them.
-`reads_attention` says whether the attention is used at all.
+of that level and of the high-resolution one, 1/4 or 1/8. It returns pixel indices (B, k) of the latter, or None for all
+of them. `reads_attention` says whether the attention is used at all.
 """
 
 from __future__ import annotations
@@ -69,6 +69,25 @@ class RandomWindows(_Share):
     def pixels(self, attention: Tensor, low: Size, high: Size) -> Tensor:
         noise = torch.rand(attention.shape[0], 1, attention.shape[2], device=attention.device)
         return TopWindows(self.omega).pixels(noise, low, high)
+
+
+Selection = AllPixels | TopWindows | TopPixels | RandomWindows
+
+
+def build_selection(attention: str, selection: str, omega: int) -> Selection:
+    """The selection of MODEL.FASEG.HIGH_RES.ATTENTION and, of HRCA, .SELECTION."""
+    if attention == "vanilla":
+        return AllPixels()
+    if attention == "random":
+        return RandomWindows(omega)
+    if attention == "hrca" and selection == "window":
+        return TopWindows(omega)
+    if attention == "hrca" and selection == "pixel":
+        return TopPixels(omega)
+    raise ValueError(
+        f"MODEL.FASEG.HIGH_RES.ATTENTION is {attention!r} with SELECTION {selection!r}; "
+        "choose hrca (with window or pixel), random, vanilla, rcda or none"
+    )
 
 
 def _window(low: Size, high: Size) -> Size:

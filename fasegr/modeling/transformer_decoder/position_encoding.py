@@ -10,6 +10,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class ConditionalPosition(nn.ModuleList):
@@ -26,6 +27,34 @@ class ConditionalPosition(nn.ModuleList):
 
     def forward(self, level: int, features: Tensor) -> Tensor:
         return self[level](features)
+
+
+class LearnablePosition(nn.ModuleList):
+    """A table of table_size x table_size learned vectors for each level, resized to the map.
+
+    Source: "learnable absolute" of the paper's table 3, which cites Gehring et al., "Convolutional sequence to sequence
+    learning", ICML 2017: one learned vector for each place, drawn at first with deviation 0.1. A table stands for the
+    whole image, so images of any size are read bilinearly from it (where it shrinks, from every entry, or training at
+    one size would leave out what another needs).
+
+    table_size: 16 is one vector for each cell of the coarsest map of a 512 x 512 image. All levels have as many: one
+    for each pixel of the 1/4 map would be 4.2 M parameters, of which attention to one key in 32 trains few at a time;
+    so FASeg keeps the 51 M of the other rows.
+    """
+
+    reads_features = False
+
+    def __init__(self, dim: int, num_levels: int, table_size: int = 16):
+        super().__init__(nn.Embedding(table_size * table_size, dim) for _ in range(num_levels))
+        self.table_size = table_size
+        for table in self:
+            nn.init.normal_(table.weight, std=0.1)
+
+    def forward(self, level: int, features: Tensor) -> Tensor:
+        batch, size = features.shape[0], features.shape[-2:]
+        table = self[level].weight.t().unflatten(1, (1, self.table_size, self.table_size)).transpose(0, 1)
+        resized = F.interpolate(table, size=size, mode="bilinear", align_corners=False, antialias=True)
+        return resized.to(features.dtype).expand(batch, -1, -1, -1)
 
 
 class SinusoidalPosition(nn.Module):
@@ -48,17 +77,43 @@ class SinusoidalPosition(nn.Module):
 
     def forward(self, level: int, features: Tensor) -> Tensor:
         batch, _, height, width = features.shape
-        # Wavelengths and angles in float32 at least: bfloat16 does not tell neighbouring columns apart.
+        # Angles in float32 at least: bfloat16 does not tell neighbouring columns apart.
         dtype = torch.promote_types(features.dtype, torch.float32)
         half = self.dim // 2
-        step = torch.arange(half, dtype=dtype, device=features.device)
-        frequency = self.temperature ** (-2 * torch.div(step, 2, rounding_mode="floor") / half)
 
         def encode(size: int) -> Tensor:
-            position = torch.arange(1, size + 1, dtype=dtype, device=features.device) / (size + 1e-6) * (2 * math.pi)
-            angle = position[:, None] * frequency
-            return torch.stack([angle[:, 0::2].sin(), angle[:, 1::2].cos()], dim=2).flatten(1)
+            place = torch.arange(1, size + 1, dtype=dtype, device=features.device) / (size + 1e-6)
+            return _waves(place, half, self.temperature)
 
         rows = encode(height).t().unsqueeze(2).expand(half, height, width)
         columns = encode(width).t().unsqueeze(1).expand(half, height, width)
         return torch.cat([rows, columns]).to(features.dtype).expand(batch, self.dim, height, width)
+
+
+def encode_points(points: Tensor, dim: int, temperature: float = 10000.0) -> Tensor:
+    """Sinusoidal codes (..., dim) of points (..., 2), y and x in shares of height and width.
+
+    Channels as `SinusoidalPosition` lays them out.
+    """
+    if dim % 4:
+        raise ValueError(f"a sinusoidal code has pairs for rows and columns: {dim} channels are no multiple of 4")
+    return _waves(points, dim // 2, temperature).flatten(-2)
+
+
+def _waves(places: Tensor, channels: int, temperature: float) -> Tensor:
+    """(...) places in shares of a side to (..., channels): pairs of sine and cosine, each pair slower than the last."""
+    step = torch.arange(channels, dtype=places.dtype, device=places.device)
+    frequency = temperature ** (-2 * torch.div(step, 2, rounding_mode="floor") / channels)
+    angle = (places * (2 * math.pi)).unsqueeze(-1) * frequency
+    return torch.stack([angle[..., 0::2].sin(), angle[..., 1::2].cos()], -1).flatten(-2)
+
+
+def build_key_position(name: str, dim: int, num_levels: int) -> nn.Module:
+    """The key position of MODEL.FASEG.KEY_POSITION."""
+    if name == "conditional":
+        return ConditionalPosition(dim, num_levels)
+    if name == "learnable":
+        return LearnablePosition(dim, num_levels)
+    if name == "sinusoidal":
+        return SinusoidalPosition(dim)
+    raise ValueError(f"MODEL.FASEG.KEY_POSITION is {name!r}; choose conditional, sinusoidal or learnable")

@@ -1,32 +1,61 @@
-"""Positional queries Q_p: where each query is told to look.
+"""Positional queries Q_p: where each query is told to look. One class for each row of the paper's table 5.
 
-A positional query has two methods. `first` is asked once, when only the masks predicted from the learnable queries are
-known; `renew` after every layer that hands out its attention. Both take `base`, the learnable B of (Q, C).
-`reads_attention` says whether `renew` uses the attention at all.
+A positional query has two methods. `first(base, seen)` is asked once, when only the masks predicted from the learnable
+queries are known; `renew(query_pos, base, seen)` after every layer but the last, and may return `query_pos`, the one in
+force. `base` is B, (B, Q, C): what is known of a query before any image, learned or, for `grid_anchor`, laid out.
+`reads_attention` says whether `renew` uses the attention at all; where nobody does, none is formed.
+
+All but one have the form of eq. 2, Q_p = h(X + B), and differ in X alone: table 5 leaves the rest of FASeg as it is.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import torch
 from torch import Tensor, nn
 
+from fasegr.modeling.transformer_decoder.level import Level
+from fasegr.modeling.transformer_decoder.position_encoding import encode_points
 
-class LearnableQuery:
-    """The learnable positional queries of DETR and Mask2Former: the same for every image and layer."""
+
+class Seen(NamedTuple):
+    """What is known when a positional query is made, and on which level.
+
+    attention: (B, Q, n) weights of the last layer on `attended`, the level it read; None before the first layer, and
+    after one that hands out none (the high-resolution one).
+    mask_logits: (B, Q, m) of the newest prediction on `upcoming`, the level read next; None where that is read without
+    a mask, so that none was made.
+    """
+
+    attention: Tensor | None
+    attended: Level | None
+    mask_logits: Tensor | None
+    upcoming: Level
+
+
+class ConstantQuery:
+    """B itself: the same for every image and layer.
+
+    With a learned B the positional queries of DETR and Mask2Former (Carion et al., "End-to-end object detection with
+    transformers", ECCV 2020), with `GridAnchors` those of Anchor DETR.
+    """
 
     reads_attention = False
 
-    def first(self, base: Tensor, mask_logits: Tensor, key_pos: Tensor) -> Tensor:
+    def first(self, base: Tensor, seen: Seen) -> Tensor:
         return base
 
-    def renew(self, base: Tensor, attention: Tensor, key_pos: Tensor) -> Tensor:
+    def renew(self, query_pos: Tensor, base: Tensor, seen: Seen) -> Tensor:
         return base
 
 
 class DynamicFocusAwareQuery:
     """DFPQ: Q_p = h(A K_p + B), the key positions where the last layer looked (paper, eq. 2).
 
-    h: the projection, (..., C) to (..., C). region: what the first query pools K_p over, the "foreground" of the
-    predicted mask (paper) or its "background" (released code and weights).
+    After a layer that hands out no attention, the query in force stays. h: the projection, (..., C) to (..., C).
+    region: what the first query pools K_p over, the "foreground" of the predicted mask (paper) or its "background"
+    (released code and weights).
     """
 
     reads_attention = True
@@ -39,13 +68,131 @@ class DynamicFocusAwareQuery:
         self.h = h
         self.region = region
 
-    def first(self, base: Tensor, mask_logits: Tensor, key_pos: Tensor) -> Tensor:
-        """mask_logits: (B, Q, n) on the coarsest level; key_pos: (B, n, C). Returns (B, Q, C)."""
-        region = mask_logits < 0 if self.region == "background" else mask_logits >= 0
-        region = region.to(key_pos.dtype)
-        mean = (region @ key_pos) / (region.sum(-1, keepdim=True) + 1e-6)
-        return self.h(mean + base)
+    def first(self, base: Tensor, seen: Seen) -> Tensor:
+        region = seen.mask_logits < 0 if self.region == "background" else seen.mask_logits >= 0
+        return self.h(_pooled(seen.upcoming.key_pos, region) + base)
 
-    def renew(self, base: Tensor, attention: Tensor, key_pos: Tensor) -> Tensor:
-        """attention: (B, Q, n) weights that sum to one over n; key_pos: (B, n, C). Returns (B, Q, C)."""
-        return self.h(attention.to(key_pos.dtype) @ key_pos + base)
+    def renew(self, query_pos: Tensor, base: Tensor, seen: Seen) -> Tensor:
+        if seen.attention is None:
+            return query_pos
+        key_pos = seen.attended.key_pos
+        return self.h(seen.attention.to(key_pos.dtype) @ key_pos + base)
+
+
+class _MaskQuery:
+    """Q_p = h(X + B) with X taken from the foreground of the mask predicted by the previous layer.
+
+    The masks are those that the upcoming level is read with, and X is made on that level. Before a layer that reads
+    without masks the query in force stays, after it the newest masks count. X is 0 where a mask is empty: nothing was
+    found to look at, so the query is what was learned.
+    """
+
+    reads_attention = False
+
+    def __init__(self, h: nn.Module):
+        self.h = h
+
+    def first(self, base: Tensor, seen: Seen) -> Tensor:
+        return self.h(self._position(seen.mask_logits >= 0, seen.upcoming, base) + base)
+
+    def renew(self, query_pos: Tensor, base: Tensor, seen: Seen) -> Tensor:
+        return query_pos if seen.mask_logits is None else self.first(base, seen)
+
+    def _position(self, foreground: Tensor, level: Level, base: Tensor) -> Tensor:
+        """foreground: (B, Q, n) bool on `level`. Returns X, (B, Q, C)."""
+        raise NotImplementedError
+
+
+class DynamicForegroundQuery(_MaskQuery):
+    """The key positions of the whole predicted foreground: X is the mean of K_p over it (paper, table 5).
+
+    DFPQ with the mask in the place of the attention: each pixel of the segment weighs the same.
+    """
+
+    def _position(self, foreground: Tensor, level: Level, base: Tensor) -> Tensor:
+        return _pooled(level.key_pos, foreground)
+
+
+class DynamicAnchorQuery(_MaskQuery):
+    """The centre of the predicted foreground, renewed in every layer: X is its sinusoidal code (paper, table 5).
+
+    Source: Liu et al., "DAB-DETR: Dynamic anchor boxes are better queries for DETR", ICLR 2022, whose decoder moves the
+    anchor of each query from layer to layer; here a query predicts a mask instead of a box, so its centre is the
+    anchor. It is the mean place of the pixels, in shares of height and width, hence the same on each level.
+    """
+
+    def _position(self, foreground: Tensor, level: Level, base: Tensor) -> Tensor:
+        # Sums and places in float32 at least: half precision does not tell neighbouring columns apart.
+        dtype = torch.promote_types(base.dtype, torch.float32)
+        region = foreground.unflatten(2, level.size)
+        count = region.sum((2, 3), dtype=dtype)
+
+        def mean(along: int, size: int) -> Tensor:
+            places = (torch.arange(size, dtype=dtype, device=foreground.device) + 0.5) / size
+            return (region.sum(along, dtype=dtype) * places).sum(-1) / count.clamp(min=1)
+
+        height, width = level.size
+        centre = torch.stack([mean(3, height), mean(2, width)], -1)
+        return encode_points(centre, base.shape[-1]) * (count > 0).unsqueeze(-1)
+
+
+class GridAnchors(nn.Module):
+    """B of pre-defined anchor points: h(sinusoidal code of a point on a grid), instead of a learned table.
+
+    Source: Wang et al., "Anchor DETR: Query design for transformer-based detector", AAAI 2022 (one pattern for each
+    point). The grid has round(sqrt(N)) rows, and each row N / rows points or one more, evenly apart, so that any number
+    of queries covers the image evenly and no two share a point: 100 queries are 10 x 10, 7 are rows of 3, 2 and 2.
+    B is not added again: a learned summand would make the points no more than a start.
+    """
+
+    def __init__(self, num_queries: int, dim: int):
+        super().__init__()
+        self.num_queries = num_queries
+        self.h = query_projection(dim)
+
+    @property
+    def weight(self) -> Tensor:
+        """(Q, C), as `nn.Embedding.weight`."""
+        weight = self.h[0].weight
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        return self.h(encode_points(self.points(dtype, weight.device), weight.shape[1]).to(weight.dtype))
+
+    def points(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """(Q, 2): y and x, each in (0, 1)."""
+        n, rows = self.num_queries, round(self.num_queries**0.5)
+        query = torch.arange(n, device=device)
+        row = torch.div(query * rows, n, rounding_mode="floor")
+        start = -torch.div(-row * n, rows, rounding_mode="floor")  # the first query of the row: n / rows, rounded up
+        stop = -torch.div(-(row + 1) * n, rows, rounding_mode="floor")
+        y = (row.to(dtype) + 0.5) / rows
+        x = ((query - start).to(dtype) + 0.5) / (stop - start).to(dtype)
+        return torch.stack([y, x], -1)
+
+
+def query_projection(dim: int) -> nn.Sequential:
+    """h: two linear layers with a ReLU in between."""
+    return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim))
+
+
+def build_dynamic_query(
+    name: str, h: nn.Module, *, first_query_region: str
+) -> DynamicFocusAwareQuery | DynamicAnchorQuery | DynamicForegroundQuery:
+    """The positional query of MODEL.FASEG.POSITIONAL_QUERY that depends on the image."""
+    if name == "dfpq":
+        return DynamicFocusAwareQuery(h, region=first_query_region)
+    if name == "dynamic_anchor":
+        return DynamicAnchorQuery(h)
+    if name == "dynamic_foreground":
+        return DynamicForegroundQuery(h)
+    raise ValueError(
+        f"MODEL.FASEG.POSITIONAL_QUERY is {name!r}; "
+        "choose dfpq, learnable, grid_anchor, dynamic_anchor or dynamic_foreground"
+    )
+
+
+def _pooled(key_pos: Tensor, region: Tensor) -> Tensor:
+    """Mean of key_pos (B, n, C) over a region (B, Q, n), bool: (B, Q, C), 0 where the region is empty."""
+    # Weights first: a sum over all pixels of a level leaves the range of float16, a mean does not.
+    dtype = torch.promote_types(key_pos.dtype, torch.float32)
+    weights = region.to(dtype) / (region.sum(-1, keepdim=True, dtype=dtype) + 1e-6)
+    return weights.to(key_pos.dtype) @ key_pos

@@ -22,6 +22,7 @@ DEFAULTS = {
     "first_query_region": "background",
     "mask_threshold": 0.4,
     "high_res_attention": "hrca",
+    "high_res_levels": [4],
     "omega": 3,
     "high_res_selection": "window",
     "high_res_query": "static",
@@ -43,9 +44,14 @@ def maps(levels=4, seed=1):
     return PixelDecoderOutput(torch.randn(2, 8, *SIZES[-1], dtype=torch.float64), features, positions)
 
 
-def slow(net, inputs, *, threshold, region="background", omega=3, query="static", dynamic=True, high_res=True):
-    """Predictions of every layer, one image and one layer at a time, everything materialised."""
-    levels = 4 if high_res else 3
+def slow(
+    net, inputs, *, threshold, region="background", omega=3, query="static", kind="dfpq", high=(3,), how="windows"
+):
+    """Predictions of every layer, one image and one layer at a time, everything materialised.
+
+    kind: of the positional query. high: the levels read without a mask; how: at "windows" or "pixels", or by "axes".
+    """
+    levels = len(inputs.features)
     results = []
     for b in range(2):
         tokens = [
@@ -72,25 +78,68 @@ def slow(net, inputs, *, threshold, region="background", omega=3, query="static"
             )  # fmt: skip
             return layer.norm(queries + out[:, 0]), attention[0]
 
+        def chosen(attention, size):
+            strongest = attention.sum(0)
+            if how == "pixels":
+                fine = F.interpolate(strongest.view(1, 1, *SIZES[0]), size=size, mode="bilinear").flatten()
+                # as in the decoder: at the border pixels are equally strong, and any of them will do
+                return fine.topk(size[0] * size[1] // omega, sorted=False).indices
+            cells = strongest.argsort(descending=True)[: max(1, 6 // omega)].tolist()
+            rows, columns = size[0] // 2, size[1] // 3  # of a window
+            where = [(y, x) for y in range(size[0]) for x in range(size[1]) if y // rows * 3 + x // columns in cells]
+            return torch.tensor([y * size[1] + x for y, x in where])
+
+        def by_axes(layer, queries, positional, t, p, size):
+            """A weight for each query, head and pixel."""
+            m = layer.multihead_attn
+            parts = list(zip(m.in_proj_weight.chunk(5), m.in_proj_bias.chunk(5), strict=True))
+            q, k = queries + positional, (t + p).view(*size, DIM)
+            columns, rows = k.mean(0), k.mean(1)
+            qx, qy, kx, ky, v = (
+                (x @ w.t() + c).unflatten(-1, (4, -1))
+                for x, (w, c) in zip((q, q, columns, rows, t), parts, strict=True)
+            )
+            scale = (DIM // 4) ** -0.5
+            over_x = (torch.einsum("qmd,xmd->mqx", qx, kx) * scale).softmax(-1)
+            over_y = (torch.einsum("qmd,ymd->mqy", qy, ky) * scale).softmax(-1)
+            weights = (over_y[..., :, None] * over_x[..., None, :]).flatten(2)
+            return layer.norm(queries + m.out_proj(torch.einsum("mqn,nmd->qmd", weights, v).flatten(1)))
+
+        def x_of_masks(small, level, base=base, key_pos=key_pos):
+            """Of dynamic queries of masks: the mean of the foreground's key positions, or the code of its centre."""
+            x = torch.zeros_like(base)
+            for q in range(QUERIES):
+                pixels = (small[q] >= 0.5).nonzero().flatten()
+                if len(pixels) and kind == "foreground":
+                    x[q] = key_pos[level][pixels].sum(0) / (len(pixels) + 1e-6)
+                elif len(pixels):
+                    h, w = SIZES[level]
+                    places = torch.stack([(pixels // w + 0.5) / h, (pixels % w + 0.5) / w]).double().mean(1)
+                    angles = places[:, None] * 2 * torch.pi / 10000 ** (torch.arange(DIM // 4) * 4 / DIM)
+                    x[q] = torch.stack([angles.sin(), angles.cos()], -1).flatten()
+            return x
+
         logits, masks, small = predict(queries, SIZES[0])
         per_layer = [(logits, masks)]
         coarse = None
         positional = base
-        if dynamic:
+        if kind == "dfpq":
             inside = (small < 0.5 if region == "background" else small >= 0.5).double()
             pooled = (inside[:, :, None] * key_pos[0][None]).sum(1) / (inside.sum(1, keepdim=True) + 1e-6)
             positional = net.adapt_pos2d(pooled + base)
+        elif kind != "constant":
+            positional = net.adapt_pos2d(x_of_masks(small, 0) + base)
         for i in range(len(net.transformer_ffn_layers)):
-            level = i % levels
+            level, upcoming = i % levels, (i + 1) % levels
             cross = net.transformer_cross_attention_layers[i]
             attention = None
-            if level == 3:
-                cells = coarse.sum(0).argsort(descending=True)[: max(1, 6 // omega)].tolist()
-                chosen = [
-                    y * 24 + x for y in range(16) for x in range(24) if (y // 8) * 3 + x // 8 in cells
-                ]  # windows of 8 x 8
+            if level in high:
                 who = base if query == "static" else positional
-                queries, _ = attend(cross, queries, who, tokens[3][chosen], key_pos[3][chosen], None)
+                if how == "axes":
+                    queries = by_axes(cross, queries, who, tokens[level], key_pos[level], SIZES[level])
+                else:
+                    pixels = chosen(coarse, SIZES[level])
+                    queries, _ = attend(cross, queries, who, tokens[level][pixels], key_pos[level][pixels], None)
             else:
                 hidden = small < threshold
                 hidden[hidden.all(1)] = False
@@ -106,33 +155,65 @@ def slow(net, inputs, *, threshold, region="background", omega=3, query="static"
             queries = net.transformer_self_attention_layers[i].norm(queries + mixed[:, 0])
             ffn = net.transformer_ffn_layers[i]
             queries = ffn.norm(queries + ffn.linear2(F.relu(ffn.linear1(queries))))
-            logits, masks, small = predict(queries, SIZES[(i + 1) % levels])
+            logits, masks, small = predict(queries, SIZES[upcoming])
             per_layer.append((logits, masks))
-            if dynamic and attention is not None:
+            if kind == "dfpq" and attention is not None:
                 outer = (attention[:, :, None] * key_pos[level][None]).sum(1)
                 positional = net.adapt_pos2d(outer + base)
+            elif kind in ("foreground", "anchor") and upcoming not in high:
+                positional = net.adapt_pos2d(x_of_masks(small, upcoming) + base)
         results.append(per_layer)
     return [tuple(torch.stack(parts) for parts in zip(*layer, strict=True)) for layer in zip(*results, strict=True)]
 
 
+MASK2FORMER = {"positional_query": "learnable", "high_res_attention": "none", "mask_threshold": 0.5}
+# arguments of the decoder, and those of the slow reading
 CASES = {
     "release": ({}, {}),
     "paper's first query": ({"first_query_region": "foreground"}, {"region": "foreground"}),
     "dynamic high-resolution query": ({"high_res_query": "dynamic"}, {"query": "dynamic"}),
-    "no HRCA": ({"high_res_attention": "none"}, {"high_res": False}),
+    "no HRCA": ({"high_res_attention": "none"}, {"high": ()}),
     "vanilla": ({"high_res_attention": "vanilla"}, {"omega": 1}),
-    "HRCA without DFPQ": ({"positional_query": "learnable"}, {"dynamic": False}),
-    "Mask2Former": (
-        {"positional_query": "learnable", "high_res_attention": "none", "mask_threshold": 0.5},
-        {"dynamic": False, "high_res": False, "threshold": 0.5},
+    "HRCA without DFPQ": ({"positional_query": "learnable"}, {"kind": "constant"}),
+    "Mask2Former": (MASK2FORMER, {"kind": "constant", "high": (), "threshold": 0.5}),
+    "grid anchors": ({"positional_query": "grid_anchor"}, {"kind": "constant"}),
+    "dynamic anchors": ({"positional_query": "dynamic_anchor"}, {"kind": "anchor"}),
+    "dynamic foreground": ({"positional_query": "dynamic_foreground"}, {"kind": "foreground"}),
+    "dynamic foreground, dynamic high-resolution query": (
+        {"positional_query": "dynamic_foreground", "high_res_query": "dynamic"},
+        {"kind": "foreground", "query": "dynamic"},
+    ),
+    "dynamic anchors, no HRCA": (
+        {"positional_query": "dynamic_anchor", "high_res_attention": "none"},
+        {"kind": "anchor", "high": ()},
+    ),
+    "RCDA": ({"high_res_attention": "rcda"}, {"how": "axes"}),
+    "RCDA, dynamic high-resolution query": (
+        {"high_res_attention": "rcda", "high_res_query": "dynamic"},
+        {"how": "axes", "query": "dynamic"},
+    ),
+    "HRCA on 1/8": ({"high_res_levels": [8]}, {"high": (2,)}),
+    "HRCA on both": ({"high_res_levels": [4, 8]}, {"high": (2, 3)}),
+    "pixels on both": (
+        {"high_res_levels": [4, 8], "high_res_selection": "pixel", "omega": 6},
+        {"high": (2, 3), "how": "pixels", "omega": 6},
+    ),
+    "RCDA on both, dynamic foreground": (
+        {"high_res_levels": [4, 8], "high_res_attention": "rcda", "positional_query": "dynamic_foreground"},
+        {"high": (2, 3), "how": "axes", "kind": "foreground"},
     ),
 }
+
+
+def maps_for(net):
+    return maps(len(net.reads))
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_slow_reading(case):
     changes, reading = CASES[case]
-    net, inputs = decoder(**changes), maps(3 if changes.get("high_res_attention") == "none" else 4)
+    net = decoder(**changes)
+    inputs = maps_for(net)
     predictions = net.train()(inputs)
     expected = slow(net, inputs, **{"threshold": 0.4, **reading})
     assert len(predictions) == len(expected) == 7
@@ -143,10 +224,52 @@ def test_equals_the_slow_reading(case):
     torch.testing.assert_close(last, predictions[-1])
 
 
-def test_every_parameter_gets_a_gradient():
-    net = decoder()
-    sum(p.class_logits.sum() + p.mask_logits.square().sum() for p in net(maps())).backward()
+@pytest.mark.parametrize("case", CASES)
+def test_every_parameter_gets_a_gradient(case):
+    net = decoder(**CASES[case][0])
+    sum(p.class_logits.sum() + p.mask_logits.square().sum() for p in net(maps_for(net))).backward()
     assert [name for name, p in net.named_parameters() if p.grad is None or p.grad.abs().max() == 0] == []
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("coarsest", [(1, 1), (1, 3)])
+def test_small_images(case, coarsest):
+    net = decoder(**CASES[case][0])
+    sizes = [(coarsest[0] * 2**i, coarsest[1] * 2**i) for i in range(len(net.reads))]
+    features, positions = ([torch.randn(2, DIM, *size, dtype=torch.float64) for size in sizes] for _ in range(2))
+    fine = (coarsest[0] * 8, coarsest[1] * 8)
+    inputs = PixelDecoderOutput(torch.randn(2, 8, *fine, dtype=torch.float64), features, positions)
+    for prediction in net(inputs):
+        assert prediction.mask_logits.shape == (2, QUERIES, *fine)
+        assert prediction.mask_logits.isfinite().all() and prediction.class_logits.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("case", CASES)
+def test_autocast(case, dtype):
+    net = decoder(**CASES[case][0]).float()
+    mask_features, features, positions = maps_for(net)
+    inputs = PixelDecoderOutput(mask_features.float(), [x.float() for x in features], [x.float() for x in positions])
+    with torch.autocast("cpu", dtype):
+        predictions = net(inputs)
+    assert all(p.mask_logits.dtype == dtype for p in predictions)
+    sum(p.class_logits.float().sum() + p.mask_logits.float().square().mean() for p in predictions).backward()
+    assert [name for name, p in net.named_parameters() if not p.grad.isfinite().all()] == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"positional_query": "grid_anchor", "high_res_levels": [4, 8], "high_res_attention": "rcda"},
+        {"positional_query": "dynamic_anchor", "high_res_levels": [8]},
+    ],
+)
+def test_compiles_without_graph_breaks(changes):
+    net = decoder(**changes, num_layers=4).eval()
+    inputs = maps_for(net)
+    with torch.no_grad():
+        compiled = torch.compile(net, backend="aot_eager", fullgraph=True)(inputs)
+        torch.testing.assert_close(compiled, net(inputs))
 
 
 def test_attention_is_kept_only_where_it_is_read():
@@ -154,14 +277,27 @@ def test_attention_is_kept_only_where_it_is_read():
     assert kept == [True, True, True, False, True, False]  # not in HRCA's layer, not in the last
     kept = [layer.keeps_attention for layer in decoder(positional_query="learnable").transformer_cross_attention_layers]
     assert kept == [True, False, False, False, False, False]  # HRCA's choice alone reads it
+    for query in ("grid_anchor", "dynamic_anchor", "dynamic_foreground"):
+        net = decoder(positional_query=query)
+        assert [layer.keeps_attention for layer in net.transformer_cross_attention_layers[:3]] == [True, False, False]
+    kept = [layer.keeps_attention for layer in decoder(high_res_levels=[8]).transformer_cross_attention_layers]
+    assert kept == [True, True, False, True, True, False]
     mask2former = decoder(positional_query="learnable", high_res_attention="none")
     assert not any(layer.keeps_attention for layer in mask2former.transformer_cross_attention_layers)
 
 
-def test_random_selection_and_pixel_selection_run():
-    for changes in ({"high_res_attention": "random"}, {"high_res_selection": "pixel"}):
-        for prediction in decoder(**changes)(maps()):
-            assert prediction.mask_logits.isfinite().all()
+@pytest.mark.parametrize("levels", [[4], [8], [4, 8]])
+def test_random_selection_runs(levels):
+    net = decoder(high_res_attention="random", high_res_levels=levels)
+    for prediction in net(maps_for(net)):
+        assert prediction.mask_logits.isfinite().all()
+
+
+def test_grid_anchors_take_the_place_of_the_learned_queries():
+    net = decoder(positional_query="grid_anchor")
+    names = {name for name, _ in net.named_parameters()}
+    assert "query_embed.h.0.weight" in names
+    assert not names & {"query_embed.weight", "adapt_pos2d.0.weight"}
 
 
 def test_projection_where_channels_differ():
@@ -175,6 +311,7 @@ def test_projection_where_channels_differ():
         ({"positional_query": "psychic"}, "POSITIONAL_QUERY is 'psychic'"),
         ({"high_res_attention": "psychic"}, "ATTENTION is 'psychic'"),
         ({"high_res_query": "psychic"}, "QUERY is 'psychic'"),
+        ({"high_res_levels": [16]}, r"LEVELS is \[16\]; choose \[4\], \[8\] or \[4, 8\]"),
         ({"mask_threshold": 1.5}, r"MASK_THRESHOLD is 1\.5"),
         ({"omega": 0}, "OMEGA is 0"),
         ({"num_layers": 0}, "DEC_LAYERS is 1"),
