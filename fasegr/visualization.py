@@ -9,15 +9,15 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from scipy import ndimage
 from torch import Tensor
 
 from fasegr.evaluation.boundary import boundary_mask
+from fasegr.page_layout import INK, PAPER, Style, legend, picture_table, rounded_box, scaled, stack, with_note
 
 __all__ = ["overlay", "palette", "plot_training", "side_by_side"]
 
@@ -30,10 +30,9 @@ _FIRST_COLORS = (
     (66, 133, 205), (240, 142, 48), (92, 174, 82), (214, 69, 80), (150, 112, 196), (246, 206, 72),
     (72, 186, 190), (226, 122, 176), (150, 104, 76), (164, 200, 92), (124, 134, 150), (238, 160, 138),
 )  # fmt: skip
-_INK = (32, 36, 42)
-_PAPER = (255, 255, 255)
 _UNLABELLED = (224, 227, 231)
 _READABLE = 384  # pixels of the shorter side, about, at which names can be read and leave something to see
+_SCORES = ("sem_seg/mIoU", "segm/AP", "panoptic_seg/PQ")  # that curves are drawn of
 _PLACING = 512  # pixels of the longer side of the map on which places for names are searched
 
 
@@ -83,11 +82,13 @@ def overlay(
     class_names: Sequence[str],
     colors: Colors | None = None,
     alpha: float = 0.5,
+    entries: Sequence[tuple[str, Sequence[int]]] | None = None,
 ) -> Image.Image:
     """A photograph with its segments tinted, outlined and named, above a legend of the classes in it.
 
     image: PIL image, or uint8 (H, W, 3) RGB; labels: (H, W) class indices; other values, as 255, are left unpainted;
-    colors: (C, 3) RGB, `palette` if None; alpha: 0 shows the photograph, 1 the colours alone.
+    colors: (C, 3) RGB, `palette` if None; alpha: 0 shows the photograph, 1 the colours alone; entries: names and
+    colours in the legend, the classes' if None.
     Returns an RGB image: the photograph at its size (a small one enlarged, so that names can be read), and the legend.
     """
     if not 0 <= alpha <= 1:
@@ -97,11 +98,12 @@ def overlay(
     if enlargement > 1:
         photo = photo.resize((photo.width * enlargement, photo.height * enlargement), Image.Resampling.BICUBIC)
         labels = labels.repeat(enlargement, 0).repeat(enlargement, 1)
-    style = _Style.of(min(photo.size))
+    style = Style.of(min(photo.size))
     picture = _paint(photo, labels, colors, alpha, style)
     _write_names(picture, labels, class_names, style)
-    entries = [(class_names[c], colors[c]) for c in _present(labels, len(class_names))]
-    return _stack([picture, _legend(entries, picture.width, style)])
+    if entries is None:
+        entries = [(class_names[c], colors[c]) for c in _present(labels, len(class_names))]
+    return stack([picture, legend(entries, picture.width, style)])
 
 
 def side_by_side(
@@ -111,54 +113,41 @@ def side_by_side(
     ignore_label: int = 255,
     *,
     titles: Sequence[str] = ("Image", "Truth", "Prediction"),
+    notes: Sequence[Sequence[str]] = (),
     cell_width: int = 480,
 ) -> Image.Image:
     """Rows of image, truth and prediction, in columns with titles, above a legend of the classes in them.
 
     rows: (image, truth, prediction), an image as in `overlay` and label maps (H, W); as many maps as there are titles
     after the first are taken, e.g. predictions of several models. Pixels with ignore_label are light grey.
+    notes: for each row in turn, what is written below each of its pictures; nothing where all are "".
     cell_width: pixels that every picture is scaled to. Returns an RGB image.
     """
-    style = _Style.of(round(1.1 * cell_width))
-    gap = max(2, cell_width // 80)
     colors_given, present, unlabelled = colors, set(), False
-    lines = [_stack([_title(title, cell_width, style) for title in titles], gap, across=True)]
+    lines = []
     for image, *maps in rows:
         if len(maps) != len(titles) - 1:
             raise ValueError(
                 f"a row has {len(maps) + 1} pictures; with the titles {tuple(titles)} it needs {len(titles)}"
             )
         photo, maps, colors = _checked(image, maps, class_names, colors_given)
-        cells = [_scaled(photo, cell_width)]
+        cells = [scaled(photo, cell_width)]
         for labels in maps:
             classes = _present(labels, len(class_names))
             present.update(classes)
             unlabelled |= bool((labels == ignore_label).any())
-            cells.append(_scaled(_color_map(labels, colors), cell_width, smooth=False))
-        lines.append(_stack(cells, gap, across=True))
-    if len(lines) == 1:
+            cells.append(scaled(_color_map(labels, colors), cell_width, smooth=False))
+        lines.append(cells)
+    if not lines:
         raise ValueError("there are no rows to show; give at least one of (image, truth, prediction)")
+    style = Style.of(round(1.1 * cell_width))
+    for cells, row_notes in zip(lines, notes, strict=False):
+        if any(row_notes):
+            cells[:] = [with_note(cell, note, style) for cell, note in zip(cells, row_notes, strict=True)]
     entries = [(class_names[c], colors[c]) for c in sorted(present)]
     if unlabelled:
         entries.append(("not labelled", _UNLABELLED))
-    lines.append(_legend(entries, lines[0].width, style))
-    return _with_margin(_stack(lines, gap), 2 * gap)
-
-
-class _Style(NamedTuple):
-    """Sizes that go with the size of a picture. Lengths in pixels."""
-
-    font: ImageFont.FreeTypeFont
-    text: int  # height of the font
-    line: int  # width of outlines
-
-    @classmethod
-    def of(cls, shorter_side: int) -> _Style:
-        text = max(12, round(shorter_side / 34))
-        return cls(ImageFont.load_default(text), text, max(1, round(shorter_side / 400)))
-
-    def width(self, text: str) -> int:
-        return math.ceil(self.font.getlength(text))
+    return picture_table(lines, titles, entries, cell_width)
 
 
 def _checked(
@@ -193,7 +182,7 @@ def _color_map(labels: np.ndarray, colors: np.ndarray) -> Image.Image:
     return Image.fromarray(table[np.where((labels >= 0) & (labels < len(colors)), labels, len(colors))])
 
 
-def _paint(photo: Image.Image, labels: np.ndarray, colors: np.ndarray, alpha: float, style: _Style) -> Image.Image:
+def _paint(photo: Image.Image, labels: np.ndarray, colors: np.ndarray, alpha: float, style: Style) -> Image.Image:
     """Tint the segments, and outline each on its inner side, where it meets another one."""
     painted = (labels >= 0) & (labels < len(colors))
     width = style.line
@@ -204,7 +193,7 @@ def _paint(photo: Image.Image, labels: np.ndarray, colors: np.ndarray, alpha: fl
     return Image.composite(_color_map(labels, colors), photo, mask)
 
 
-def _write_names(picture: Image.Image, labels: np.ndarray, class_names: Sequence[str], style: _Style) -> None:
+def _write_names(picture: Image.Image, labels: np.ndarray, class_names: Sequence[str], style: Style) -> None:
     """Write names of classes into their segments, the largest segments first, as long as there is room."""
     pad = round(0.3 * style.text)
     height = style.text + 2 * pad
@@ -221,8 +210,8 @@ def _write_names(picture: Image.Image, labels: np.ndarray, class_names: Sequence
         if any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in boxes):
             continue
         boxes.append(box)
-        _rounded_box(picture, box, _INK, opacity=0.65)
-        draw.text((left + width / 2, top + height / 2), name, fill=_PAPER, font=style.font, anchor="mm")
+        rounded_box(picture, box, INK, opacity=0.65)
+        draw.text((left + width / 2, top + height / 2), name, fill=PAPER, font=style.font, anchor="mm")
 
 
 def _places(mask: np.ndarray, height: int, width: int) -> list[tuple[int, int, tuple[float, float]]]:
@@ -250,81 +239,11 @@ def _places(mask: np.ndarray, height: int, width: int) -> list[tuple[int, int, t
     return places
 
 
-# Layout
-
-
-def _rounded_box(
-    picture: Image.Image, box: tuple[int, int, int, int], color: Sequence[int], opacity: float = 1
-) -> None:
-    """Fill a box (left, top, right, bottom) with round corners, smoothly, which PIL's own drawing is not."""
-    size, fine = (box[2] - box[0], box[3] - box[1]), 4
-    mask = Image.new("L", (size[0] * fine, size[1] * fine))
-    corners = (0, 0, mask.width - 1, mask.height - 1)
-    ImageDraw.Draw(mask).rounded_rectangle(corners, radius=mask.height / 4, fill=round(255 * opacity))
-    picture.paste(tuple(int(v) for v in color), box, mask.resize(size, Image.Resampling.BOX))
-
-
-def _scaled(picture: Image.Image, width: int, smooth: bool = True) -> Image.Image:
-    """To a width in pixels. What is not smooth keeps its hard edges when enlarged."""
-    size = (width, max(1, round(picture.height * width / picture.width)))
-    if width < picture.width:
-        return picture.resize(size, Image.Resampling.LANCZOS if smooth else Image.Resampling.BOX)
-    return picture.resize(size, Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST)
-
-
-def _title(text: str, width: int, style: _Style) -> Image.Image:
-    size = round(1.25 * style.text)
-    cell = Image.new("RGB", (width, round(1.8 * size)), _PAPER)
-    ImageDraw.Draw(cell).text((width / 2, cell.height / 2), text, _INK, ImageFont.load_default(size), anchor="mm")
-    return cell
-
-
-def _legend(entries: Sequence[tuple[str, Sequence[int]]], width: int, style: _Style) -> Image.Image:
-    """Patches of colour with names, in as many lines as they need; of no height if there are none."""
-    pad, line_height = round(0.6 * style.text), round(1.7 * style.text)
-    patch = (round(1.5 * style.text), round(0.95 * style.text))
-    places = []
-    x, y = pad, 0
-    for name, color in entries:
-        entry = patch[0] + round(0.45 * style.text) + style.width(name)
-        if x > pad and x + entry + pad > width:
-            x, y = pad, y + line_height
-        places.append((x, y, name, color))
-        x += entry + round(1.3 * style.text)
-    picture = Image.new("RGB", (width, y + line_height + pad if places else 0), _PAPER)
-    draw = ImageDraw.Draw(picture)
-    for x, y, name, color in places:
-        middle = y + (pad + line_height) // 2
-        top = middle - patch[1] // 2
-        _rounded_box(picture, (x, top, x + patch[0], top + patch[1]), color)
-        draw.text((x + patch[0] + round(0.45 * style.text), middle), name, _INK, style.font, anchor="lm")
-    return picture
-
-
-def _stack(pictures: Sequence[Image.Image], gap: int = 0, across: bool = False) -> Image.Image:
-    """Pictures one below the other, or across the page, on paper."""
-    gaps = gap * (len(pictures) - 1)
-    widths, heights = [p.width for p in pictures], [p.height for p in pictures]
-    size = (sum(widths) + gaps, max(heights)) if across else (max(widths), sum(heights) + gaps)
-    page = Image.new("RGB", size, _PAPER)
-    offset = 0
-    for picture in pictures:
-        page.paste(picture, (offset, 0) if across else (0, offset))
-        offset += (picture.width if across else picture.height) + gap
-    return page
-
-
-def _with_margin(picture: Image.Image, margin: int) -> Image.Image:
-    page = Image.new("RGB", (picture.width + 2 * margin, picture.height + 2 * margin), _PAPER)
-    page.paste(picture, (margin, margin))
-    return page
-
-
 # The course of a training
 
 
 def plot_training(metrics_json: str | os.PathLike, output_png: str | os.PathLike) -> None:
-    """Draw the losses and, where there was an evaluation, mIoU against the iteration.
+    """Draw the losses and, where there was an evaluation, mIoU, AP and PQ against the iteration.
 
     metrics_json: what the trainer writes, one JSON object a line; loss_NAME_i of the layers are added up to loss_NAME.
     Of a training that was resumed, what it did again counts. Raises ValueError if there is nothing to draw.
@@ -334,10 +253,10 @@ def plot_training(metrics_json: str | os.PathLike, output_png: str | os.PathLike
 
     series = _read_metrics(metrics_json)
     losses = {name: points for name, points in series.items() if re.fullmatch(r"(total_)?loss(_\w+)?", name)}
-    scores = {name: points for name, points in series.items() if re.fullmatch(r"(.*/)?sem_seg/mIoU", name)}
+    scores = {name: points for name, points in series.items() if re.fullmatch(rf"(.*/)?({'|'.join(_SCORES)})", name)}
     panels = [(draw, curves) for draw, curves in ((_draw_losses, losses), (_draw_scores, scores)) if curves]
     if not panels:
-        raise ValueError(f"{metrics_json}: holds neither losses nor mIoU, so there is nothing to draw")
+        raise ValueError(f"{metrics_json}: holds neither losses nor scores, so there is nothing to draw")
     figure = Figure(figsize=(5.6 * len(panels), 3.8), dpi=160, layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (draw, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
@@ -389,7 +308,7 @@ def _draw_losses(axes, curves: dict[str, dict[int, float]]) -> None:
             total[iteration] += value
     ordered = sorted(sums, key=lambda name: (name != "total_loss", name))
     colors = (
-        [_hex(_INK), *map(_hex, palette(len(ordered)))] if "total_loss" in sums else map(_hex, palette(len(ordered)))
+        [_hex(INK), *map(_hex, palette(len(ordered)))] if "total_loss" in sums else map(_hex, palette(len(ordered)))
     )
     for name, color in zip(ordered, colors, strict=False):
         iterations, values = zip(*sums[name].items(), strict=True)
@@ -412,7 +331,9 @@ def _draw_losses(axes, curves: dict[str, dict[int, float]]) -> None:
 def _draw_scores(axes, curves: dict[str, dict[int, float]]) -> None:
     for (name, points), color in zip(curves.items(), map(_hex, palette(len(curves))), strict=True):
         iterations, values = zip(*points.items(), strict=True)
-        axes.plot(iterations, values, color=color, linewidth=1.8, marker="o", markersize=4, label=name.split("/")[0])
+        *dataset, _, metric = name.split("/")
+        label = " ".join([*dataset, metric])
+        axes.plot(iterations, values, color=color, linewidth=1.8, marker="o", markersize=4, label=label)
         best = int(np.argmax(values))
         axes.annotate(
             f"{values[best]:.1f}",
@@ -425,6 +346,7 @@ def _draw_scores(axes, curves: dict[str, dict[int, float]]) -> None:
         )
     axes.margins(y=0.15)
     axes.set_ylim(bottom=0)
-    axes.set_title("mIoU (%)", loc="left", fontweight="bold")
+    metrics = {name.split("/")[-1] for name in curves}
+    axes.set_title(f"{metrics.pop() if len(metrics) == 1 else 'scores'} (%)", loc="left", fontweight="bold")
     if len(curves) > 1:
         axes.legend(frameon=False)

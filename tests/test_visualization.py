@@ -109,6 +109,14 @@ def test_overlay_takes_labels_of_any_integers(convert):
     assert overlay(grey(), convert(labels), NAMES) == overlay(Image.fromarray(grey()), labels, NAMES, palette(3))
 
 
+def test_overlay_with_a_legend_of_its_own():
+    labels = np.zeros((300, 400), int)
+    plain, own, none = (overlay(grey(), labels, NAMES, COLORS, entries=e) for e in (None, [("x", (9, 8, 7))], ()))
+    photograph = (0, 0, 400, 300)
+    assert plain.crop(photograph) == own.crop(photograph) == none
+    assert (np.asarray(own)[300:] == (9, 8, 7)).all(2).any()
+
+
 def test_a_small_picture_is_enlarged():
     picture = overlay(grey(50, 70), np.zeros((50, 70), int), NAMES)
     assert picture.width == 70 * 8  # to about 384 pixels on the shorter side
@@ -198,8 +206,10 @@ def score(iteration, value):
         ([score(10, float("nan")), loss(11)], 1),
         ([loss(0), {"iteration": 0, "a_val/sem_seg/mIoU": 3.0, "b_val/sem_seg/mIoU": 5.0}], 2),
         ([loss(0), score(0, 1.0), '{"iteration": 1, "total'], 2),
+        ([{"iteration": 9, "segm/AP": 3.0}], 1),
+        ([loss(0), {"iteration": 0, "panoptic_seg/PQ": 5.0, "segm/AP": 3.0, "sem_seg/mIoU": 7.0}], 2),
     ],
-    ids=["both", "losses", "one line", "zero", "only scores", "NaN score", "two datasets", "torn line"],
+    ids=["both", "losses", "one line", "zero", "only scores", "NaN score", "two datasets", "torn line", "AP", "all"],
 )
 def test_plot_training(tmp_path, entries, panels):
     write(tmp_path / "metrics.json", entries)
@@ -212,7 +222,7 @@ def test_plot_training(tmp_path, entries, panels):
 @pytest.mark.parametrize("entries", [[], [{"iteration": 3, "lr": 0.1}], [score(10, float("nan"))]])
 def test_plot_of_nothing(tmp_path, entries):
     write(tmp_path / "metrics.json", entries)
-    with pytest.raises(ValueError, match="neither losses nor mIoU"):
+    with pytest.raises(ValueError, match="neither losses nor scores"):
         plot_training(tmp_path / "metrics.json", tmp_path / "curves.png")
     assert not (tmp_path / "curves.png").exists()
 
