@@ -26,7 +26,7 @@ from fasegr.d2 import setup_logger
 from fasegr.data.datasets.folder import IMAGE_SUFFIXES
 from fasegr.data.image_io import open_image
 from fasegr.engine.launch import readable_errors
-from fasegr.engine.process import tune_allocator
+from fasegr.engine.process import tune_process
 from fasegr.evaluation.export import label_file_names, write_label_png
 from fasegr.evaluation.labels import predicted_labels
 
@@ -44,11 +44,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the pictures")
     parser.add_argument("--labels", action="store_true", help="write the class numbers too, as grey PNGs")
+    parser.add_argument(
+        "--min-score", type=float, default=0.5, help="instances below it are not drawn (0 to 1, default: 0.5)"
+    )
     parser.add_argument("--alpha", type=float, default=0.5, help="0 shows the photograph, 1 the colours (default: 0.5)")
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys, MODEL.WEIGHTS at least"
     )
     args = parser.parse_args(argv)
+    if not 0 <= args.min_score <= 1:
+        parser.error(f"--min-score is {args.min_score}; it must be between 0 (all instances) and 1")
     if not 0 <= args.alpha <= 1:
         parser.error(f"--alpha is {args.alpha}; it must be between 0 (photograph only) and 1 (colours only)")
     return args
@@ -102,7 +107,9 @@ def output_files(images: list[Path], output: str, labels: bool) -> dict[Path, tu
     return targets
 
 
-def run(predictor: Predictor, targets: dict[Path, tuple[Path, Path]], labels: bool, alpha: float) -> dict[Path, str]:
+def run(
+    predictor: Predictor, targets: dict[Path, tuple[Path, Path]], labels: bool, alpha: float, min_score: float
+) -> dict[Path, str]:
     """Paint all images; returns what went wrong, by image."""
     failed = {}
     with tqdm(targets.items(), unit="image", dynamic_ncols=True) as progress:
@@ -112,7 +119,7 @@ def run(predictor: Predictor, targets: dict[Path, tuple[Path, Path]], labels: bo
                 photo = open_image(image)
                 result = predictor(photo)
                 picture.parent.mkdir(parents=True, exist_ok=True)
-                predictor.draw(photo, result, alpha).save(picture)
+                predictor.draw(photo, result, alpha, min_score).save(picture)
                 if labels:
                     write_label_png(predicted_labels(result).cpu().numpy(), label, len(predictor.class_names))
             except FILE_ERRORS as error:
@@ -126,9 +133,15 @@ def main(argv: list[str] | None = None) -> int:
     with readable_errors():
         targets = output_files(find_images(args.input, args.output), args.output, args.labels)
         setup_logger(name="fasegr")
-        tune_allocator()
-        predictor = Predictor(load_cfg(args.config_file, args.opts))
-    failed = run(predictor, targets, args.labels, args.alpha)
+        cfg = load_cfg(args.config_file, args.opts)
+        tune_process(tuned_allocator=cfg.SPEED.TUNED_ALLOCATOR, threads=cfg.SPEED.THREADS)
+        if args.labels and not cfg.MODEL.MASK_FORMER.TEST.SEMANTIC_ON:
+            raise ValueError(
+                "--labels writes a class for each pixel, and this config has none (MODEL.MASK_FORMER.TEST.SEMANTIC_ON "
+                "False); leave it out"
+            )
+        predictor = Predictor(cfg)
+    failed = run(predictor, targets, args.labels, args.alpha, args.min_score)
     print(f"{len(targets) - len(failed)} of {len(targets)} images are painted in {args.output}")
     if failed:
         print("These failed:", *(f"  {image}: {why}" for image, why in failed.items()), sep="\n", file=sys.stderr)

@@ -164,6 +164,8 @@ def add_fasegr_config(cfg: CN) -> None:
     former.TEST.SEMANTIC_OUTPUT = "scores"         # "labels": the most likely class alone, in a fraction of the memory
 
     cfg.SPEED = CN()
+    cfg.SPEED.TUNED_ALLOCATOR = True               # freed memory stays with the process (glibc, programs only)
+    cfg.SPEED.THREADS = 0                          # of torch on the CPU (programs only); 0: as many as torch takes
     cfg.SPEED.COMPILE = False                      # backbone and head through torch.compile, at their first call
     cfg.SPEED.DETERMINISTIC = False                # the same numbers in each run on a GPU, more slowly (programs only)
 
@@ -337,6 +339,8 @@ def validate(cfg: CN) -> None:
         problems.append(
             "TEST.AUG.ENABLED is True with MODEL.MASK_FORMER.TEST.SEMANTIC_ON False; only semantic scores are averaged"
         )
+    if cfg.SPEED.THREADS < 0:
+        problems.append(f"SPEED.THREADS is {cfg.SPEED.THREADS}; it must be a number of threads, or 0 for torch's own")
     if cfg.SOLVER.REFERENCE_BATCH < 0:
         problems.append(
             f"SOLVER.REFERENCE_BATCH is {cfg.SOLVER.REFERENCE_BATCH}; it must be the batch size that the schedule is "

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 import fasegr.modeling  # noqa: F401  registers the names that a config asks for
 from fasegr.checkpoint import load_checkpoint
@@ -17,10 +18,10 @@ from fasegr.data.augmentation import Box, ShortestEdge, resize_image
 from fasegr.data.build import check_num_classes
 from fasegr.data.datasets import register_from_config
 from fasegr.data.image_io import open_image
-from fasegr.evaluation.labels import predicted_labels
+from fasegr.object_pictures import class_list, draw_result
 from fasegr.sliding_window import windowed
 from fasegr.test_time_augmentation import TestTimeAugmentation, augmented_cfg
-from fasegr.visualization import overlay, palette
+from fasegr.visualization import palette
 
 __all__ = ["Predictor"]
 
@@ -29,7 +30,7 @@ _MODES = ("RGB", "L", "P", "RGBA", "RGBX", "LA", "PA", "1", "CMYK", "YCbCr", "HS
 
 
 class Predictor:
-    """Images of any kind to semantic segmentation, one at a time.
+    """Images of any kind to what a segmentor sees in them, one at a time.
 
         predictor = Predictor(load_cfg(config_file, ["MODEL.WEIGHTS", "model.pth"]))
         result = predictor("street.jpg")
@@ -78,7 +79,7 @@ class Predictor:
                 "name a checkpoint that was trained with this config\n" + report.differences()
             )
         metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0]) if cfg.DATASETS.TEST else None
-        names = metadata and metadata.get("stuff_classes")
+        names, colors = class_list(metadata) if metadata else (None, None)
         if cfg.TEST.AUG.ENABLED:
             model, cfg = TestTimeAugmentation(cfg, model), augmented_cfg(cfg)
         else:
@@ -87,14 +88,15 @@ class Predictor:
             "model": model,
             "resize": ShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST),
             "class_names": names or [f"class_{i}" for i in range(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)],
-            "colors": metadata.get("stuff_colors") if names else None,
+            "colors": colors if names else None,
         }
 
     @torch.inference_mode()
-    def __call__(self, image: str | os.PathLike | Image.Image | np.ndarray) -> dict[str, Tensor]:
+    def __call__(self, image: str | os.PathLike | Image.Image | np.ndarray) -> dict[str, Any]:
         """image: a file name (turned upright as its EXIF says), a PIL image, or uint8 (H, W, 3) RGB.
 
-        Returns the model's result at the size of the image: "sem_seg" (C, H, W) scores, or "sem_seg_labels" (H, W).
+        Returns the model's result at the size of the image: "sem_seg" (C, H, W) scores or "sem_seg_labels" (H, W),
+        "panoptic_seg" and "instances", those that the config switches on.
         Raises FileNotFoundError or BadFile for a file that cannot be read, ValueError for another kind of image.
         """
         photo = _photo(image)
@@ -105,11 +107,12 @@ class Predictor:
     def draw(
         self,
         image: str | os.PathLike | Image.Image | np.ndarray,
-        result: Mapping[str, Tensor],
+        result: Mapping[str, Any],
         alpha: float = 0.5,
+        min_score: float = 0.5,
     ) -> Image.Image:
-        """The image with a result of it painted over, the classes named; see `fasegr.visualization.overlay`."""
-        return overlay(_photo(image), predicted_labels(result), self.class_names, self.colors, alpha)
+        """The image with a result of it painted over, segments or classes named; see `fasegr.object_pictures`."""
+        return draw_result(_photo(image), result, self.class_names, self.colors, alpha=alpha, min_score=min_score)
 
 
 def _photo(image: str | os.PathLike | Image.Image | np.ndarray) -> Image.Image:

@@ -18,12 +18,13 @@ __all__ = ["TestTimeAugmentation", "augmented_cfg"]
 
 
 def augmented_cfg(cfg: CfgNode) -> CfgNode:
-    """`cfg` for reading the images of multi-scale testing: of their own size where TEST.AUG.FROM_ORIGINAL says so."""
-    if not cfg.TEST.AUG.FROM_ORIGINAL:
-        return cfg
+    """`cfg` for multi-scale testing: its results are semantic alone, and where TEST.AUG.FROM_ORIGINAL says so, images
+    are read at their own size."""
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.INPUT.MIN_SIZE_TEST = 0
+    cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON = cfg.MODEL.MASK_FORMER.TEST.INSTANCE_ON = False
+    if cfg.TEST.AUG.FROM_ORIGINAL:
+        cfg.INPUT.MIN_SIZE_TEST = 0
     return cfg
 
 

@@ -9,6 +9,8 @@ import fasegr
 ROOT = Path(__file__).parents[1] / "configs"
 ADE20K = ROOT / "ade20k/semantic-segmentation"
 CITYSCAPES = ROOT / "cityscapes/semantic-segmentation"
+COCO_INSTANCE = ROOT / "coco/instance-segmentation"
+COCO_PANOPTIC = ROOT / "coco/panoptic-segmentation"
 
 R50 = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
 R101 = "https://download.pytorch.org/models/resnet101-63fe2227.pth"
@@ -123,6 +125,47 @@ CITYSCAPES_DATA = {
     "TEST.AUG.MAX_SIZE": 4096,
 }
 
+COCO = {  # 50 epochs, large-scale jittering
+    "SOLVER.MAX_ITER": 368750,
+    "SOLVER.LR_SCHEDULER_NAME": "WarmupMultiStepLR",
+    "SOLVER.STEPS": [327778, 355092],
+    "SOLVER.GAMMA": 0.1,
+    "INPUT.IMAGE_SIZE": 1024,
+    "INPUT.MIN_SCALE": 0.1,
+    "INPUT.MAX_SCALE": 2.0,
+    "INPUT.MIN_SIZE_TEST": 800,
+    "INPUT.MAX_SIZE_TEST": 1333,
+    "INPUT.COLOR_AUG_SSD": False,
+    "INPUT.CROP.ENABLED": False,
+    "INPUT.CROP.TYPE": "relative_range",
+    "DATALOADER.FILTER_EMPTY_ANNOTATIONS": True,
+    "MODEL.MASK_FORMER.TEST.INSTANCE_ON": True,
+    "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD": 0.8,
+    "MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD": 0.8,
+    "TEST.DETECTIONS_PER_IMAGE": 100,
+}
+COCO_INSTANCE_DATA = COCO | {
+    "DATASETS.TRAIN": ["coco_2017_train"],
+    "DATASETS.TEST": ["coco_2017_val"],
+    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 80,
+    "INPUT.DATASET_MAPPER_NAME": "coco_instance_lsj",
+    "MODEL.MASK_FORMER.TEST.SEMANTIC_ON": False,
+    "MODEL.MASK_FORMER.TEST.PANOPTIC_ON": False,
+}
+COCO_PANOPTIC_DATA = COCO | {
+    "DATASETS.TRAIN": ["coco_2017_train_panoptic"],
+    "DATASETS.TEST": ["coco_2017_val_panoptic_with_sem_seg"],
+    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 133,
+    "INPUT.DATASET_MAPPER_NAME": "coco_panoptic_lsj",
+    "MODEL.MASK_FORMER.TEST.SEMANTIC_ON": True,
+    "MODEL.MASK_FORMER.TEST.PANOPTIC_ON": True,
+}
+COCO_100_EPOCHS = {
+    "SOLVER.MAX_ITER": 737500,
+    "SOLVER.STEPS": [655556, 710184],
+    "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": 200,
+}
+
 FASEG = {
     "MODEL.MASK_FORMER.DEC_LAYERS": 14,
     "MODEL.FASEG.POSITIONAL_QUERY": "dfpq",
@@ -197,6 +240,24 @@ RECIPES = {
     CITYSCAPES / "swin/maskformer2_swin_base_IN21k_384_bs16_90k.yaml": (CITYSCAPES_DATA, MASK2FORMER, SWIN_B),
     CITYSCAPES / "swin/maskformer2_swin_large_IN21k_384_bs16_90k.yaml": (CITYSCAPES_DATA, MASK2FORMER, SWIN_L),
 }
+for folder, data in ((COCO_INSTANCE, COCO_INSTANCE_DATA), (COCO_PANOPTIC, COCO_PANOPTIC_DATA)):
+    RECIPES |= {
+        folder / "faseg_r50.yaml": (data, FASEG, resnet(50, "FrozenBN", R50)),
+        folder / "swin/faseg_swin_tiny.yaml": (data, FASEG, SWIN_T),
+        folder / "swin/faseg_swin_small.yaml": (data, FASEG, SWIN_S),
+        folder / "swin/faseg_swin_base_IN21k.yaml": (data, FASEG, SWIN_B),
+        folder / "swin/faseg_swin_large_IN21k.yaml": (data, COCO_100_EPOCHS, FASEG, SWIN_L),
+        folder / "maskformer2_R50_bs16_50ep.yaml": (data, MASK2FORMER, resnet(50, "FrozenBN", R50)),
+        folder / "maskformer2_R101_bs16_50ep.yaml": (data, MASK2FORMER, resnet(101, "FrozenBN", R101)),
+        folder / "swin/maskformer2_swin_tiny_bs16_50ep.yaml": (data, MASK2FORMER, SWIN_T),
+        folder / "swin/maskformer2_swin_small_bs16_50ep.yaml": (data, MASK2FORMER, SWIN_S),
+        folder / "swin/maskformer2_swin_base_384_bs16_50ep.yaml": (data, MASK2FORMER, SWIN_B_1K),
+        folder / "swin/maskformer2_swin_base_IN21k_384_bs16_50ep.yaml": (data, MASK2FORMER, SWIN_B),
+        folder / "swin/maskformer2_swin_large_IN21k_384_bs16_100ep.yaml": (
+            *(data, COCO_100_EPOCHS),
+            *(MASK2FORMER, SWIN_L),
+        ),
+    }
 
 
 def value(cfg, key):
@@ -213,7 +274,8 @@ def test_recipe(path):
 
 
 def test_every_recipe_has_its_tables():
-    leaves = [path for folder in (ADE20K, CITYSCAPES) for path in (*folder.glob("*.yaml"), *folder.glob("swin/*.yaml"))]
+    folders = (ADE20K, CITYSCAPES, COCO_INSTANCE, COCO_PANOPTIC)
+    leaves = [path for folder in folders for path in (*folder.glob("*.yaml"), *folder.glob("swin/*.yaml"))]
     assert {path for path in leaves if not path.name.startswith("Base-")} == set(RECIPES)
 
 

@@ -15,7 +15,7 @@ from torch.multiprocessing import ProcessExitedException
 from fasegr.d2 import RUNTIME, comm, default_setup, setup_logger
 from fasegr.d2 import launch as spawn
 from fasegr.engine.interruption import Interrupted
-from fasegr.engine.process import quiet_warnings, tune_allocator
+from fasegr.engine.process import be_deterministic, quiet_warnings, tune_process
 from fasegr.engine.seed import draw_seed
 
 __all__ = ["adapt_to_machine", "launch", "readable_errors", "warnings_for_the_log"]
@@ -102,7 +102,9 @@ def _join_torchrun(cfg) -> None:
 def _work(main: Callable, args: argparse.Namespace, cfg, notes: list[str]) -> None:
     """What each process does."""
     with readable_errors(cfg.OUTPUT_DIR):
-        tune_allocator()
+        tune_process(tuned_allocator=cfg.SPEED.TUNED_ALLOCATOR, threads=cfg.SPEED.THREADS)
+        if cfg.SPEED.DETERMINISTIC:
+            be_deterministic()
         quiet_warnings()
         _setup(args, cfg, notes)
         main(args, cfg)

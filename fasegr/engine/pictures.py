@@ -8,8 +8,10 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from fasegr.d2 import DatasetCatalog, HookBase, MetadataCatalog, comm
-from fasegr.data.image_io import read_image, read_label
+from fasegr.data.image_io import read_image
 from fasegr.evaluation import predicted_labels
+from fasegr.evaluation.truth import true_result
+from fasegr.object_pictures import class_list, drawn_kind, object_table
 from fasegr.sliding_window import windowed
 from fasegr.visualization import plot_training, side_by_side
 
@@ -23,8 +25,10 @@ def draw_samples(model: nn.Module, samples: Dataset, dataset_name: str, path: st
 
     They are spread evenly over it: neighbours are often frames of one film.
     """
-    truth_files = {record["file_name"]: record["sem_seg_file_name"] for record in DatasetCatalog.get(dataset_name)}
+    records = {record["file_name"]: record for record in DatasetCatalog.get(dataset_name)}
     metadata = MetadataCatalog.get(dataset_name)
+    ignore_label = getattr(metadata, "ignore_label", 255)
+    names, colours = class_list(metadata)
     rows = []
     training = model.training
     model.eval()
@@ -33,13 +37,21 @@ def draw_samples(model: nn.Module, samples: Dataset, dataset_name: str, path: st
             for i in range(min(number, len(samples))):
                 sample = samples[(2 * i + 1) * len(samples) // (2 * min(number, len(samples)))]
                 file = sample["file_name"]
-                labels = predicted_labels(model([sample])[0]).cpu().numpy()
-                rows.append((read_image(file), read_label(truth_files[file]), labels))
+                photo, result = read_image(file), model([sample])[0]
+                kind = drawn_kind(result)
+                rows.append((photo, true_result(records[file], kind, photo.shape[:2], ignore_label), result))
     finally:
         model.train(training)
-    colours = getattr(metadata, "stuff_colors", None)
-    ignore_label = getattr(metadata, "ignore_label", 255)
-    side_by_side(rows, metadata.stuff_classes, colours, ignore_label).save(path)
+    if any(truth is None for _, truth, _ in rows):
+        rows, titles = [(photo, result) for photo, _, result in rows], ("Image", "Prediction")
+    else:
+        titles = ("Image", "Truth", "Prediction")
+    if kind == "sem_seg_labels":
+        maps = [(photo, *(predicted_labels(result).cpu().numpy() for result in results)) for photo, *results in rows]
+        page = side_by_side(maps, names, colours, ignore_label, titles=titles)
+    else:
+        page = object_table(rows, names, colours, titles=titles)
+    page.save(path)
 
 
 class Pictures(HookBase):

@@ -1,14 +1,28 @@
 """Settings of the whole process. Programs apply them; importing fasegr changes nothing."""
 
 import ctypes
+import logging
+import os
 import platform
 import warnings
 
-__all__ = ["quiet_warnings", "tune_allocator"]
+import torch
+
+__all__ = ["be_deterministic", "quiet_warnings", "tune_allocator", "tune_process"]
+
+logger = logging.getLogger(__name__)
 
 # From glibc's malloc.h.
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
+
+
+def tune_process(*, tuned_allocator: bool, threads: int) -> None:
+    """SPEED.TUNED_ALLOCATOR and SPEED.THREADS: `tune_allocator`, and the threads of torch on the CPU, 0 for its own."""
+    if tuned_allocator and not tune_allocator():
+        logger.debug("SPEED.TUNED_ALLOCATOR changes nothing here: it is a setting of glibc")
+    if threads:
+        torch.set_num_threads(threads)
 
 
 def tune_allocator() -> bool:
@@ -24,6 +38,20 @@ def tune_allocator() -> bool:
     mallopt = ctypes.CDLL(None).mallopt
     largest = 1 << 30
     return bool(mallopt(M_MMAP_THRESHOLD, largest) and mallopt(M_TRIM_THRESHOLD, largest))
+
+
+def be_deterministic() -> None:
+    """Compute on a GPU in an order that does not change, so that equal runs give equal numbers, as on a CPU.
+
+    To be called before the first matrix product. Where torch has no such form of an operation it says so in a warning,
+    once, and goes on.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as torch's notes on reproducibility ask for
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+    # The backward pass of these two forms of attention adds up in any order; torch is left those that do not.
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def quiet_warnings() -> None:

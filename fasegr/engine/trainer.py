@@ -22,7 +22,7 @@ from fasegr.engine.optimizer import build_gradient_clipper, build_optimizer
 from fasegr.engine.pictures import Pictures
 from fasegr.engine.seed import draw_seed, seed_all
 from fasegr.engine.step import TrainStep
-from fasegr.evaluation import build_evaluator
+from fasegr.evaluation import build_evaluator, main_score
 from fasegr.sliding_window import windowed
 from fasegr.test_time_augmentation import TestTimeAugmentation, augmented_cfg
 
@@ -125,8 +125,9 @@ class Trainer(DefaultTrainer):
         names = cfg.DATASETS.TEST
         folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
         folders = [os.path.join(folder, name) for name in names] if len(names) > 1 else [folder]
+        model, cfg = TestTimeAugmentation(cfg, model), augmented_cfg(cfg)
         evaluators = [cls.build_evaluator(cfg, *pair) for pair in zip(names, folders, strict=True)]
-        results = super().test(augmented_cfg(cfg), TestTimeAugmentation(cfg, model), evaluators)
+        results = super().test(cfg, model, evaluators)
         if len(names) == 1:
             return {f"{task}_TTA": scores for task, scores in results.items()}
         return {name: {f"{task}_TTA": scores for task, scores in results[name].items()} for name in results}
@@ -141,7 +142,7 @@ class Trainer(DefaultTrainer):
         hooks = [LearningRate(), metrics, self._checkpoints]
         if cfg.DATASETS.TEST:
             first = cfg.DATASETS.TEST[0]
-            score = "sem_seg/mIoU" if len(cfg.DATASETS.TEST) == 1 else f"{first}/sem_seg/mIoU"
+            score = main_score(cfg, first) if len(cfg.DATASETS.TEST) == 1 else f"{first}/{main_score(cfg, first)}"
             hooks += [
                 Evaluation(cfg.TEST.EVAL_PERIOD, lambda: me.test(me.cfg, me.unwrapped_model), metrics, score),
                 BestCheckpoint(self.unwrapped_model, cfg.OUTPUT_DIR, score),

@@ -43,6 +43,8 @@ class SemSegEvaluator(DatasetEvaluator):
     can be predicted for, and its result is empty.
     """
 
+    truth_key = "sem_seg_file_name"  # of a record
+
     def __init__(
         self,
         dataset_name: str,
@@ -73,7 +75,7 @@ class SemSegEvaluator(DatasetEvaluator):
         self.ignore_label: int = metadata.get("ignore_label", 255)
         to_contiguous = metadata.get("stuff_dataset_id_to_contiguous_id", {})
         self._dataset_ids = {contiguous: dataset for dataset, contiguous in to_contiguous.items()}
-        self._truth_files = {r["file_name"]: r.get("sem_seg_file_name") for r in DatasetCatalog.get(dataset_name)}
+        self._truth_files = {r["file_name"]: r.get(self.truth_key) for r in DatasetCatalog.get(dataset_name)}
         if not self._saves and self._truth_files and not any(self._truth_files.values()):
             raise ValueError(
                 f"{dataset_name} has no label maps, so nothing can be scored; TEST.SAVE_LABELS True or "
@@ -150,7 +152,7 @@ class SemSegEvaluator(DatasetEvaluator):
         path = self._truth_files[file_name]
         if path is None:
             return None
-        truth = read_label(path)
+        truth = self._read_labels(file_name)
         if truth.shape != tuple(prediction.shape):
             raise BadFile(
                 f"{path}: the truth has {_by(truth.shape)} pixels (height x width), but the prediction for {file_name} "
@@ -161,6 +163,10 @@ class SemSegEvaluator(DatasetEvaluator):
         truth = truth.astype(np.uint8 if self.num_classes <= 255 else np.int32)
         truth[ignored] = self.num_classes
         return torch.from_numpy(truth).to(prediction.device, non_blocking=True)
+
+    def _read_labels(self, file_name: str) -> np.ndarray:
+        """The label map of an image, (H, W) class numbers and ignore_label."""
+        return read_label(self._truth_files[file_name])
 
     def _count(self, file_name: str, truth: Tensor, prediction: Tensor) -> None:
         no_class = self.num_classes

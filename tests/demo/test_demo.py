@@ -48,7 +48,7 @@ def run(demo, monkeypatch, tmp_path):
         return Predictor(model=Thresholds(), resize=ShortestEdge(32, 64), class_names=["dark", "bright"])
 
     monkeypatch.setattr(demo, "Predictor", predictor)
-    monkeypatch.setattr(demo, "tune_allocator", lambda: None)  # a setting of the whole process
+    monkeypatch.setattr(demo, "tune_process", lambda **kw: None)  # a setting of the whole process
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):
@@ -96,6 +96,31 @@ def test_labels_on_request(run, tmp_path):
     labels = np.asarray(Image.open("out/a_labels.png"))
     assert labels.shape == (30, 40) and labels.dtype == np.uint8
     assert labels[[0, 29]].tolist() == [[0] * 40, [1] * 40]
+
+
+def test_labels_of_a_model_of_instances(run, tmp_path, capsys):
+    photo(tmp_path / "a.jpg")
+    keys = ("MODEL.MASK_FORMER.TEST.SEMANTIC_ON", False, "MODEL.MASK_FORMER.TEST.INSTANCE_ON", True)
+    # neither dataset has a list of things to compare the model with
+    assert run("--input", "a.jpg", "--output", "out", "--labels", "--opts", *keys) == 2
+    assert "--labels writes a class for each pixel" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_instances_of_a_low_score_are_drawn_on_request(demo, tmp_path):
+    seen = []
+
+    class Spy(Predictor):
+        def draw(self, image, result, alpha, min_score):
+            seen.append(min_score)
+            return super().draw(image, result, alpha, min_score)
+
+    spy = Spy(model=Thresholds(), resize=ShortestEdge(32, 64), class_names=["dark", "bright"])
+    image = photo(tmp_path / "a.jpg")
+    targets = demo.output_files([image], str(tmp_path / "out"), labels=False)
+    assert demo.run(spy, targets, labels=False, alpha=0.5, min_score=0.25) == {}
+    assert seen == [0.25]
+    assert demo.parse_args(["--config-file", "c", "--input", "a", "--output", "o"]).min_score == 0.5
 
 
 def test_any_kind_of_image(run, tmp_path):

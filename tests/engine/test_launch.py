@@ -10,6 +10,7 @@ from torch._utils import ExceptionWrapper
 
 from fasegr.config import add_fasegr_config
 from fasegr.d2 import get_cfg
+from fasegr.engine import launch as launch_module
 from fasegr.engine.interruption import Interrupted
 from fasegr.engine.launch import adapt_to_machine, launch, readable_errors, warnings_for_the_log
 
@@ -154,6 +155,15 @@ def test_one_process_is_this_one(tmp_path, eval_only, drawn):
     log = (tmp_path / "log.txt").read_text()
     assert "device cpu, 1 process(es)" in log
     assert ("SEED was drawn" in log) == drawn
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_deterministic_is_a_key(tmp_path, monkeypatch, wanted):
+    called = []
+    monkeypatch.setattr(launch_module, "be_deterministic", lambda: called.append("be_deterministic"))
+    cfg = make_cfg("OUTPUT_DIR", str(tmp_path), "SPEED.DETERMINISTIC", wanted)
+    launch(lambda args, cfg: called.append("main"), arguments(), cfg)
+    assert called == ["be_deterministic"] * wanted + ["main"]
 
 
 def fail_in_process_one(args, cfg):

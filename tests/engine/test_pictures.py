@@ -9,9 +9,10 @@ from tests.engine.tiny_training import CLASSES, tiny_cfg
 
 @pytest.mark.parametrize(("number", "drawn"), [(2, ["1.png", "4.png"]), (9, [f"{i}.png" for i in range(6)])])
 def test_samples_are_spread_over_the_dataset(dataset_root, tmp_path, monkeypatch, number, drawn):
-    def draw(rows, class_names, colours, ignore_label):
+    def draw(rows, class_names, colours, ignore_label, titles):
         seen.extend(rows)
         assert (list(class_names), colours, ignore_label) == (list(CLASSES), None, 255)
+        assert titles == ("Image", "Truth", "Prediction")
         return Image.new("RGB", (8, 8))
 
     seen, files = [], []

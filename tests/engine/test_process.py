@@ -1,11 +1,15 @@
-"""In a process of its own each, since the settings would stay."""
+"""In a process of its own where a setting would stay."""
 
+import os
 import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from fasegr.engine import process
 
 FILE = Path(__file__).parents[2] / "fasegr" / "engine" / "process.py"
 
@@ -26,9 +30,42 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+def test_threads_are_those_asked_for_or_torchs_own():
+    threads = torch.get_num_threads()
+    try:
+        process.tune_process(tuned_allocator=False, threads=3)
+        assert torch.get_num_threads() == 3
+        process.tune_process(tuned_allocator=False, threads=0)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_an_allocator_without_the_setting_is_told_of_and_left_alone(monkeypatch, caplog):
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    with caplog.at_level("DEBUG"):
+        process.tune_process(tuned_allocator=True, threads=0)
+    assert "SPEED.TUNED_ALLOCATOR" in caplog.text
+
+
 def page_faults(setting):
     command = [sys.executable, "-c", PROGRAM, str(FILE), setting]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def test_deterministic(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    try:  # these settings can be taken back, so this process will do
+        process.be_deterministic()
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.backends.cudnn.benchmark
+        assert not torch.backends.cuda.mem_efficient_sdp_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.backends.cuda.enable_mem_efficient_sdp(True)
+        torch.backends.cuda.enable_cudnn_sdp(True)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc's allocator")

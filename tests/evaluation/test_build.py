@@ -1,3 +1,4 @@
+import json
 import uuid
 
 import pytest
@@ -5,7 +6,15 @@ import pytest
 from fasegr.config import add_fasegr_config
 from fasegr.d2 import DatasetCatalog, MetadataCatalog, get_cfg
 from fasegr.data.datasets.cityscapes import CLASSES
-from fasegr.evaluation import CityscapesEvaluator, SemSegEvaluator, build_evaluator
+from fasegr.evaluation import (
+    CityscapesEvaluator,
+    InstanceEvaluator,
+    PanopticEvaluator,
+    PanopticSemSegEvaluator,
+    SemSegEvaluator,
+    build_evaluator,
+    main_score,
+)
 
 
 @pytest.fixture
@@ -17,9 +26,9 @@ def cfg():
     return cfg
 
 
-def register(**metadata) -> str:
+def register(records=(), **metadata) -> str:
     name = f"test_{uuid.uuid4().hex}"
-    DatasetCatalog.register(name, list)
+    DatasetCatalog.register(name, lambda: list(records))
     MetadataCatalog.get(name).set(stuff_classes=[label.name for label in CLASSES], **metadata)
     return name
 
@@ -58,3 +67,70 @@ def test_where_predictions_are_saved(cfg):
 def test_unknown_type(cfg):
     with pytest.raises(ValueError, match="evaluator_type 'lvis'; there are: sem_seg, cityscapes_sem_seg"):
         build_evaluator(cfg, register(evaluator_type="lvis"))
+
+
+# objects
+
+
+def switch_on(cfg, *kinds):
+    for kind in ("SEMANTIC", "INSTANCE", "PANOPTIC"):
+        cfg.merge_from_list([f"MODEL.MASK_FORMER.TEST.{kind}_ON", kind in kinds])
+
+
+@pytest.fixture
+def objects(tmp_path):
+    """Options of `register` for a dataset whose two JSONs are there."""
+    (tmp_path / "a.json").write_text(json.dumps({"images": [{"id": 1}], "annotations": [], "categories": []}))
+    record = {"file_name": "a.jpg", "image_id": 1, "pan_seg_file_name": "a.png", "segments_info": []}
+    ids = {i: i for i in range(11, 19)}
+    things = [label.name for label in CLASSES[11:]]
+    return {
+        "records": [record],
+        "json_file": tmp_path / "a.json",
+        "thing_classes": things,
+        "thing_dataset_id_to_contiguous_id": ids,
+    }
+
+
+@pytest.mark.parametrize(
+    ("kinds", "evaluators", "score"),
+    [
+        (["PANOPTIC"], [PanopticEvaluator], "panoptic_seg/PQ"),
+        (["INSTANCE"], [InstanceEvaluator], "segm/AP"),
+        (["SEMANTIC"], [PanopticSemSegEvaluator], "sem_seg/mIoU"),
+        (["INSTANCE", "SEMANTIC"], [InstanceEvaluator, PanopticSemSegEvaluator], "segm/AP"),
+        (
+            ["SEMANTIC", "INSTANCE", "PANOPTIC"],
+            [PanopticEvaluator, InstanceEvaluator, PanopticSemSegEvaluator],
+            "panoptic_seg/PQ",
+        ),
+    ],
+)
+def test_a_panoptic_dataset_is_scored_by_what_the_model_gives(cfg, objects, kinds, evaluators, score):
+    name = register(evaluator_type="coco_panoptic_seg", **objects)
+    switch_on(cfg, *kinds)
+    evaluator = build_evaluator(cfg, name)
+    assert [type(e) for e in getattr(evaluator, "_evaluators", [evaluator])] == evaluators
+    assert main_score(cfg, name) == score
+
+
+def test_a_panoptic_dataset_without_annotated_instances(cfg, objects):
+    name = register(evaluator_type="coco_panoptic_seg", **objects | {"json_file": None})
+    switch_on(cfg, "INSTANCE", "PANOPTIC")
+    assert type(build_evaluator(cfg, name)) is PanopticEvaluator
+    switch_on(cfg, "INSTANCE", "SEMANTIC")
+    assert main_score(cfg, name) == "sem_seg/mIoU"
+    switch_on(cfg, "INSTANCE")
+    with pytest.raises(FileNotFoundError, match="INSTANCE_ON False"):
+        build_evaluator(cfg, name)
+
+
+def test_a_dataset_of_instances(cfg, objects):
+    name = register(evaluator_type="coco", **objects)
+    switch_on(cfg, "INSTANCE", "SEMANTIC")
+    assert type(build_evaluator(cfg, name)) is InstanceEvaluator
+    assert main_score(cfg, name) == "segm/AP"
+    switch_on(cfg, "SEMANTIC")
+    for function in (build_evaluator, main_score):
+        with pytest.raises(ValueError, match=r"\(evaluator_type coco\) scores nothing.* set .*TEST\.INSTANCE_ON True"):
+            function(cfg, name)
