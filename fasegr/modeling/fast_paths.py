@@ -11,9 +11,21 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+from torch import Tensor
+
 # name -> what is computed in another way, and where
 FAST_PATHS = {
     "embedding_bag": "deformable sampling as one weighted bag, on the CPU (pixel_decoder/ops/ms_deform_attn.py)",
+    "triton_semantic_output": "scores or labels of all pixels as one kernel, on a GPU (meta_arch/triton_semantic.py)",
+    "triton_deformable_attention": "the same as one kernel, on a GPU (pixel_decoder/ops/triton_deform_attn.py)",
+    "triton_cross_attention": "no weights stored, inference on a GPU (transformer_decoder/triton_cross_attention.py)",
+    "channels_last_resize": "resizing maps whose channels lie together, in inference on the CPU (resize.py)",
+    "heads_in_turn": "attention whose mean is read, head by head, on the CPU (transformer_decoder/heads_in_turn.py)",
+    "onednn_linear": "linear layers over many tokens, on a CPU where MKL is slow (linear.py)",
+    "softmax_of_few": "softmax over a few entries, in inference on the CPU (pixel_decoder/softmax.py)",
+    "strip_rows": "rows of full-size strips one by one, in inference on the CPU (meta_arch/strips.py)",
+    "token_blocks": "encoder layers by blocks of tokens, in inference on the CPU (pixel_decoder/token_blocks.py)",
 }
 
 _off: set[str] = set()
@@ -24,6 +36,15 @@ def enabled(name: str) -> bool:
     if name not in FAST_PATHS:
         raise KeyError(f"fast path {name!r} is not known; there are {', '.join(FAST_PATHS)}")
     return name not in _off and name not in _named_by_environment()
+
+
+def in_cpu_inference(x: Tensor) -> bool:
+    """Whether `x` is computed with on the CPU, now, and no gradient runs through it: it is not traced and has content.
+
+    Forms that write into memory of their own are for this case alone.
+    """
+    at_work = type(x) is Tensor and not torch.compiler.is_compiling()
+    return at_work and x.device.type == "cpu" and not (torch.is_grad_enabled() and x.requires_grad)
 
 
 @contextmanager

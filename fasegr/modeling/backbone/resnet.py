@@ -46,7 +46,8 @@ class _Block(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu_(self.branch(x) + (x if self.shortcut is None else self.shortcut(x)))
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        return F.relu_(self.branch(x).add_(shortcut))  # the branch ends in a convolution or a norm, whose result is new
 
 
 class BasicBlock(_Block):

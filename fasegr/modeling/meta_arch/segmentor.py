@@ -14,7 +14,7 @@ from fasegr.modeling.criterion import SetCriterion
 from fasegr.modeling.matcher import HungarianMatcher
 from fasegr.modeling.meta_arch.instance_inference import instances
 from fasegr.modeling.meta_arch.panoptic_inference import panoptic_segments
-from fasegr.modeling.meta_arch.semantic_inference import score_strips, semantic_result
+from fasegr.modeling.meta_arch.semantic_inference import score_strips, semantic_labels, semantic_scores
 
 
 @META_ARCH_REGISTRY.register()
@@ -30,6 +30,8 @@ class FASeg(nn.Module):
     masks at the output's size, or made at the input's and resized. things: classes whose segments are objects, of
     which a panoptic segmentation can have several; with it, instances are of these classes alone.
     object_mask_threshold, overlap_threshold: of `panoptic_segments`. max_instances: of an image.
+    channels_last: keep maps and the weights of convolutions pixel by pixel, as the tensor cores of a GPU want them.
+    compile: backbone and head through `torch.compile`, at their first call and for each new kind of input.
     """
 
     @configurable
@@ -54,6 +56,8 @@ class FASeg(nn.Module):
         object_mask_threshold: float = 0.8,
         overlap_threshold: float = 0.8,
         max_instances: int = 100,
+        channels_last: bool = False,
+        compile: bool = False,
     ):
         super().__init__()
         if not (semantic_on or panoptic_on or instance_on):
@@ -81,6 +85,13 @@ class FASeg(nn.Module):
         self.max_instances = max_instances
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean, dtype=torch.float32).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std, dtype=torch.float32).view(-1, 1, 1), False)
+        self.memory_format = torch.contiguous_format
+        if channels_last:
+            self.memory_format = torch.channels_last
+            self.to(memory_format=self.memory_format)
+        if compile:
+            backbone.compile()
+            sem_seg_head.compile()
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -125,6 +136,8 @@ class FASeg(nn.Module):
             "object_mask_threshold": former.TEST.OBJECT_MASK_THRESHOLD,
             "overlap_threshold": former.TEST.OVERLAP_THRESHOLD,
             "max_instances": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "channels_last": cfg.MODEL.DEVICE.startswith("cuda"),
+            "compile": cfg.SPEED.COMPILE,
         }
 
     @property
@@ -157,19 +170,21 @@ class FASeg(nn.Module):
     def _predictions(self, batched_inputs: list[dict]) -> list[tuple]:
         """For each image, the arguments that `score_strips`, `panoptic_segments` and `instances` begin with."""
         images, sizes = self._batch([sample["image"] for sample in batched_inputs])
+        padded = [tuple(images.shape[-2:])] * len(sizes)
         outputs = self.sem_seg_head(self.backbone(images))
         wanted = [
             (sample.get("height", size[0]), sample.get("width", size[1]))
             for sample, size in zip(batched_inputs, sizes, strict=True)
         ]
-        padded = [tuple(images.shape[-2:])] * len(sizes)
         return list(zip(outputs["pred_logits"], outputs["pred_masks"], padded, sizes, wanted, strict=True))
 
     def _results(self, prediction: tuple) -> dict[str, Any]:
         results: dict[str, Any] = {}
         if self.semantic_on:
-            strips = score_strips(*prediction, resize_masks=self.resize_masks)
-            results |= semantic_result(strips, prediction[-1], self.semantic_output)
+            if self.semantic_output == "labels":
+                results["sem_seg_labels"] = semantic_labels(*prediction, resize_masks=self.resize_masks)
+            else:
+                results["sem_seg"] = semantic_scores(*prediction, resize_masks=self.resize_masks)
         if self.panoptic_on:
             results["panoptic_seg"] = panoptic_segments(
                 *prediction,
@@ -193,8 +208,9 @@ class FASeg(nn.Module):
         step = self.size_divisibility
         height, width = (-(-max(side) // step) * step for side in zip(*sizes, strict=True))
         batch = self.pixel_mean.new_zeros(len(images), len(self.pixel_mean), height, width)
+        batch = batch.contiguous(memory_format=self.memory_format)
         for slot, image, (h, w) in zip(batch, images, sizes, strict=True):
-            slot[:, :h, :w] = (image.to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std
+            slot[:, :h, :w] = (_to_device(image, self.device) - self.pixel_mean) / self.pixel_std
         return batch, sizes
 
     def _target(self, sample: dict, padded: tuple[int, int]) -> dict[str, Tensor]:
@@ -211,10 +227,16 @@ class FASeg(nn.Module):
                 f"a training sample has the keys {sorted(sample)}; it needs 'labels' and 'masks', or 'sem_seg'. "
                 "Use the mapper INPUT.DATASET_MAPPER_NAME names, or put the model in evaluation mode"
             )
-        labels = labels.to(self.device, torch.int64, non_blocking=True)
-        masks = masks.to(self.device, non_blocking=True)
+        labels, masks = _to_device(labels, self.device).to(torch.int64), _to_device(masks, self.device)
         masks = F.pad(masks, (0, padded[1] - masks.shape[2], 0, padded[0] - masks.shape[1]))
         return {"labels": labels, "masks": masks}
+
+
+def _to_device(x: Tensor, device: torch.device) -> Tensor:
+    """A copy to a GPU is queued with its work and not waited for, if it is made from memory that cannot be moved."""
+    if device.type == "cuda" and x.device.type == "cpu":
+        x = x.pin_memory()  # the loader of a training has done so; then this does nothing
+    return x.to(device, non_blocking=True)
 
 
 def _things(cfg) -> list[int]:

@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fasegr.modeling import fast_paths
+from fasegr.modeling.resize import source_rows
+
 # Elements of one strip's planes. 2 Mi of float32 stay in the caches of a CPU and still fill a GPU's cores.
 STRIP_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}
 
@@ -37,18 +40,18 @@ def resized_rows(
     low, high, fraction = source_rows(rows, size[0], output[0])
     first, last = int(low[0]), int(high[-1]) + 1
     source = rows_of(first, last)
-    low, high = (low - first).to(source.device), (high - first).to(source.device)
-    mixed = torch.lerp(source[:, low], source[:, high], fraction.unsqueeze(1).to(source))
+    if fast_paths.in_cpu_inference(source) and fast_paths.enabled("strip_rows"):
+        # Horizontally first, since an upsampled strip has few source rows; then each row of the result is written
+        # where it belongs, without two gathered copies of the strip.
+        wide = F.interpolate(source[None], size=(last - first, output[1]), mode="bilinear", align_corners=False)[0]
+        strip = wide.new_empty(len(wide), len(low), output[1])
+        for row, (a, b, share) in enumerate(zip(low.tolist(), high.tolist(), fraction.tolist(), strict=True)):
+            torch.lerp(wide[:, a - first], wide[:, b - first], share, out=strip[:, row])
+        return strip
+    low, high = ((index - first).to(source.device, non_blocking=True) for index in (low, high))
+    fraction = fraction.to(source.device, source.dtype, non_blocking=True)
+    mixed = torch.lerp(source[:, low], source[:, high], fraction.unsqueeze(1))
     return F.interpolate(mixed[None], size=(len(low), output[1]), mode="bilinear", align_corners=False)[0]
-
-
-def source_rows(rows: slice, size: int, output: int) -> tuple[Tensor, Tensor, Tensor]:
-    """For `rows` of `output` in all: which two of `size` rows each is made of, and the weight of the second; (n,) each,
-    on the host."""
-    position = (torch.arange(rows.start, rows.stop, dtype=torch.float64) + 0.5) * (size / output) - 0.5
-    position = position.clamp_(min=0)
-    low = position.long().clamp_(max=size - 1)
-    return low, (low + 1).clamp_(max=size - 1), position - low
 
 
 def image_rows(masks: Tensor, rows: slice, padded: tuple[int, int], width: int) -> Tensor:

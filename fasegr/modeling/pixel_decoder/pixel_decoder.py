@@ -11,7 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fasegr.modeling.layers import ConvNorm, build_norm, c2_xavier_fill
+from fasegr.modeling.linear import Linear, linear
+from fasegr.modeling.pixel_decoder import token_blocks
 from fasegr.modeling.pixel_decoder.ops import deformable_attention
+from fasegr.modeling.pixel_decoder.softmax import softmax_of_few
+from fasegr.modeling.resize import resize
 from fasegr.modeling.transformer_decoder.level import level_strides
 from fasegr.modeling.transformer_decoder.position_encoding import build_key_position
 
@@ -37,8 +41,8 @@ class MSDeformAttn(nn.Module):
         self.grid = (num_heads, num_levels, num_points)
         self.sampling_offsets = nn.Linear(dim, num_heads * num_levels * num_points * 2)
         self.attention_weights = nn.Linear(dim, num_heads * num_levels * num_points)
-        self.value_proj = nn.Linear(dim, dim)
-        self.output_proj = nn.Linear(dim, dim)
+        self.value_proj = Linear(dim, dim)
+        self.output_proj = Linear(dim, dim)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -60,23 +64,33 @@ class MSDeformAttn(nn.Module):
 
     def forward(self, tokens: Tensor, position: Tensor, shapes: Sequence[tuple[int, int]], reference: Tensor) -> Tensor:
         """tokens, position: (B, T, C). reference: (2, T, 1, L, 1), x and y of each token in pixels of each level."""
-        batch, length, dim = tokens.shape
-        heads, levels, points = self.grid
-        value = self.value_proj(tokens).view(batch, length, heads, dim // heads)
+        points = self.points(tokens + position, reference, *self.points_projection())
+        return self.output_proj(deformable_attention(self.values(tokens), shapes, *points))
 
-        # Locations are good to a fraction of a pixel only in float32, hence outside autocast. One product makes x, y
-        # and weight, each as a plane of its own.
-        query = tokens + position
+    def values(self, tokens: Tensor) -> Tensor:
+        """What is sampled: (B, T, C) to (B, T, M, C / M)."""
+        return self.value_proj(tokens).unflatten(-1, (self.grid[0], -1))
+
+    def points_projection(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the one product that makes x, y and weight, each as a plane of its own."""
+        offsets, attention = self.sampling_offsets, self.attention_weights
+        weight = torch.cat([offsets.weight[0::2], offsets.weight[1::2], attention.weight])
+        return weight, torch.cat([offsets.bias[0::2], offsets.bias[1::2], attention.bias])
+
+    def points(self, query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Where to sample, x and y, and how much of it, all (B, T, M, L, P).
+
+        query: (B, T, C). reference: as in `forward`. weight, bias: of `points_projection`.
+        """
+        heads, levels, points = self.grid
+        # Locations are good to a fraction of a pixel only in float32, hence outside autocast.
         with torch.autocast(query.device.type, enabled=False):
-            query = query.to(torch.promote_types(query.dtype, self.sampling_offsets.weight.dtype))
-            offsets, attention = self.sampling_offsets, self.attention_weights
-            weight = torch.cat([offsets.weight[0::2], offsets.weight[1::2], attention.weight])
-            bias = torch.cat([offsets.bias[0::2], offsets.bias[1::2], attention.bias])
-            x, y, weight = F.linear(query, weight, bias).view(batch, length, 3, heads, levels * points).unbind(2)
-            x = x.reshape(batch, length, heads, levels, points) + reference[0]
-            y = y.reshape(batch, length, heads, levels, points) + reference[1]
-            weight = weight.softmax(-1).view(batch, length, heads, levels, points)
-        return self.output_proj(deformable_attention(value, shapes, x, y, weight))
+            query = query.to(torch.promote_types(query.dtype, weight.dtype))
+            planes = linear(query, weight, bias).unflatten(-1, (3, heads, levels * points))
+            x, y, scores = planes.unbind(2)
+            x_ref, y_ref = reference.expand(-1, -1, -1, -1, points).flatten(3)
+            grid = (levels, points)
+            return tuple(plane.unflatten(-1, grid) for plane in (x + x_ref, y + y_ref, softmax_of_few(scores)))
 
 
 class EncoderLayer(nn.Module):
@@ -86,8 +100,8 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.self_attn = MSDeformAttn(dim, num_levels, num_heads, num_points)
         self.norm1 = nn.LayerNorm(dim)
-        self.linear1 = nn.Linear(dim, ffn_dim)
-        self.linear2 = nn.Linear(ffn_dim, dim)
+        self.linear1 = Linear(dim, ffn_dim)
+        self.linear2 = Linear(ffn_dim, dim)
         self.norm2 = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
 
@@ -125,8 +139,12 @@ class DeformableEncoder(nn.Module):
             [p.flatten(2).transpose(1, 2) + e for p, e in zip(positions, self.level_embed, strict=True)], dim=1
         )
         reference = _reference_points(shapes, torch.promote_types(tokens.dtype, torch.float32), tokens.device)
+        in_blocks = token_blocks.supports(tokens, self)
         for layer in self.encoder.layers:
-            tokens = layer(tokens, position, shapes, reference)
+            if in_blocks:
+                tokens = token_blocks.encoder_layer(layer, tokens, position, shapes, reference)
+            else:
+                tokens = layer(tokens, position, shapes, reference)
         levels = tokens.split([h * w for h, w in shapes], dim=1)
         return [t.transpose(1, 2).unflatten(2, shape) for t, shape in zip(levels, shapes, strict=True)]
 
@@ -243,14 +261,17 @@ class MSDeformAttnPixelDecoder(nn.Module):
 
     def forward(self, features: Mapping[str, Tensor]) -> PixelDecoderOutput:
         """features: {name: (B, C, H/stride, W/stride)} of the backbone."""
-        maps = [project(features[name]) for project, name in zip(self.input_proj, self.levels, strict=False)]
-        positions = [
-            self.pos_linear(i, maps[i] if i < len(maps) else features[name]) for i, name in enumerate(self.levels)
-        ]
-        n = len(self.encoder_features)
-        outputs = self.transformer(maps[:n], positions[:n])
+        maps, positions = [], []
+        for i, name in enumerate(self.levels):
+            projected = self.input_proj[i](features[name]) if i < len(self.input_proj) else features[name]
+            positions.append(self.pos_linear(i, projected))
+            if name in self.encoder_features:
+                maps.append(projected)
+            del projected  # of the maps outside the encoder only the key positions are kept
+        outputs = self.transformer(maps, positions[: len(maps)])
         for i, name in zip(range(len(self.fpn_features), 0, -1), self.fpn_features, strict=True):
             lateral = self.get_submodule(f"adapter_{i}")(features[name])
-            coarser = F.interpolate(outputs[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False)
-            outputs.append(self.get_submodule(f"layer_{i}")(lateral + coarser))
+            merged = lateral + resize(outputs[-1], lateral.shape[-2:])
+            del lateral  # the finest maps set the peak of the memory
+            outputs.append(self.get_submodule(f"layer_{i}")(merged))
         return PixelDecoderOutput(self.mask_features(outputs[-1]), outputs[: len(self.levels)], positions)

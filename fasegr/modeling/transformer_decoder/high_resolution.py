@@ -1,8 +1,8 @@
 """Which pixels of a high-resolution map the queries attend to (omega, paper section 3.3).
 
-A selection is asked `pixels(attention, low, high)`: attention (B, Q, n) of the round's coarsest layer, the sizes (h, w)
-of that level and of the high-resolution one, 1/4 or 1/8. It returns pixel indices (B, k) of the latter, or None for all
-of them. `reads_attention` says whether the attention is used at all.
+A selection is asked `pixels(attention, low, high)`: the attention of the round's coarsest layer, the sizes (h, w) of
+that level and of the high-resolution one, 1/4 or 1/8. It returns pixel indices (B, k) of the latter, or None for all of
+them. `reads_attention` says whether the attention is used at all.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from fasegr.modeling.transformer_decoder.attention import Attention, AttentionWeights
 
 Size = tuple[int, int]
 
@@ -19,7 +21,7 @@ class AllPixels:
 
     reads_attention = False
 
-    def pixels(self, attention: Tensor | None, low: Size, high: Size) -> None:
+    def pixels(self, attention: Attention | None, low: Size, high: Size) -> None:
         return None
 
 
@@ -40,9 +42,9 @@ class TopWindows(_Share):
 
     reads_attention = True
 
-    def pixels(self, attention: Tensor, low: Size, high: Size) -> Tensor:
+    def pixels(self, attention: Attention, low: Size, high: Size) -> Tensor:
         rows, columns = _window(low, high)
-        cells = attention.sum(1).topk(self.count(low[0] * low[1]), sorted=False).indices
+        cells = attention.sum_over_queries().topk(self.count(low[0] * low[1]), sorted=False).indices
         top, left = torch.div(cells, low[1], rounding_mode="floor") * rows, cells % low[1] * columns
         y = torch.arange(rows, device=cells.device)
         x = torch.arange(columns, device=cells.device)
@@ -55,8 +57,8 @@ class TopPixels(_Share):
 
     reads_attention = True
 
-    def pixels(self, attention: Tensor, low: Size, high: Size) -> Tensor:
-        scores = attention.sum(1).unflatten(1, (1, *low))
+    def pixels(self, attention: Attention, low: Size, high: Size) -> Tensor:
+        scores = attention.sum_over_queries().unflatten(1, (1, *low))
         scores = F.interpolate(scores, size=high, mode="bilinear", align_corners=False).flatten(1)
         return scores.topk(self.count(high[0] * high[1]), sorted=False).indices
 
@@ -66,9 +68,9 @@ class RandomWindows(_Share):
 
     reads_attention = True  # only for its device and batch: the draw ignores the values
 
-    def pixels(self, attention: Tensor, low: Size, high: Size) -> Tensor:
-        noise = torch.rand(attention.shape[0], 1, attention.shape[2], device=attention.device)
-        return TopWindows(self.omega).pixels(noise, low, high)
+    def pixels(self, attention: Attention, low: Size, high: Size) -> Tensor:
+        noise = torch.rand_like(attention.sum_over_queries())
+        return TopWindows(self.omega).pixels(AttentionWeights(noise.unsqueeze(1)), low, high)
 
 
 Selection = AllPixels | TopWindows | TopPixels | RandomWindows

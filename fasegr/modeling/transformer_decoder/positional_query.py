@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fasegr.modeling.transformer_decoder.attention import Attention
 from fasegr.modeling.transformer_decoder.level import Level
 from fasegr.modeling.transformer_decoder.position_encoding import encode_points
 
@@ -22,13 +23,13 @@ from fasegr.modeling.transformer_decoder.position_encoding import encode_points
 class Seen(NamedTuple):
     """What is known when a positional query is made, and on which level.
 
-    attention: (B, Q, n) weights of the last layer on `attended`, the level it read; None before the first layer, and
-    after one that hands out none (the high-resolution one).
+    attention: of the last layer on `attended`, the level it read; None before the first layer, and after one that hands
+    out none (the high-resolution one).
     mask_logits: (B, Q, m) of the newest prediction on `upcoming`, the level read next; None where that is read without
     a mask, so that none was made.
     """
 
-    attention: Tensor | None
+    attention: Attention | None
     attended: Level | None
     mask_logits: Tensor | None
     upcoming: Level
@@ -75,8 +76,7 @@ class DynamicFocusAwareQuery:
     def renew(self, query_pos: Tensor, base: Tensor, seen: Seen) -> Tensor:
         if seen.attention is None:
             return query_pos
-        key_pos = seen.attended.key_pos
-        return self.h(seen.attention.to(key_pos.dtype) @ key_pos + base)
+        return self.h(seen.attention.pool(seen.attended.key_pos) + base)
 
 
 class _MaskQuery:

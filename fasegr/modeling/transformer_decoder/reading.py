@@ -2,8 +2,8 @@
 
 A read is called `read(layer, queries, query_pos, base, level, mask_logits, low_attention, low_size)`: the layer's
 cross-attention; queries, the positional queries in force and B, (B, Q, C) each; the level; the newest masks on it,
-(B, Q, n) logits; attention (B, Q, m) and size of the coarsest level, from this round. `make_layer` makes the
-cross-attention that it calls. `uses_mask` and `reads_attention` say which of the last three it looks at.
+(B, Q, n) logits; attention and size of the coarsest level, from this round. `make_layer` makes the cross-attention that
+it calls. `uses_mask` and `reads_attention` say which of the last three it looks at.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
-from fasegr.modeling.transformer_decoder.attention import Attended, CrossAttentionLayer
+from fasegr.modeling.transformer_decoder.attention import Attended, Attention, CrossAttentionLayer
 from fasegr.modeling.transformer_decoder.high_resolution import Selection, Size, build_selection
 from fasegr.modeling.transformer_decoder.level import Level, level_strides
 from fasegr.modeling.transformer_decoder.row_column import RowColumnAttentionLayer
@@ -44,7 +45,7 @@ class MaskedRead:
         base: Tensor,
         level: Level,
         mask_logits: Tensor,
-        low_attention: Tensor | None,
+        low_attention: Attention | None,
         low_size: Size,
     ) -> Attended:
         hidden = mask_logits < self.logit  # sigmoid(x) < t
@@ -76,14 +77,15 @@ class SparseRead:
         base: Tensor,
         level: Level,
         mask_logits: Tensor | None,
-        low_attention: Tensor | None,
+        low_attention: Attention | None,
         low_size: Size,
     ) -> Attended:
         tokens, key_pos = level.tokens, level.key_pos
         pixels = self.selection.pixels(low_attention, low_size, level.size)
         if pixels is not None:
-            index = pixels.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
-            tokens, key_pos = tokens.gather(1, index), key_pos.gather(1, index)
+            # Indexed and not gathered, which would keep the whole map for the backward pass.
+            image = torch.arange(len(pixels), device=pixels.device).unsqueeze(1)
+            tokens, key_pos = tokens[image, pixels], key_pos[image, pixels]
         attended = layer(queries, query_pos if self.dynamic_query else base, tokens, key_pos, None)
         return attended._replace(pixels=pixels)
 
@@ -113,7 +115,7 @@ class RowColumnRead:
         base: Tensor,
         level: Level,
         mask_logits: Tensor | None,
-        low_attention: Tensor | None,
+        low_attention: Attention | None,
         low_size: Size,
     ) -> Attended:
         tokens, key_pos = (x.unflatten(1, level.size) for x in (level.tokens, level.key_pos))

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 import fasegr
+from fasegr import analysis
 from fasegr.d2 import MetadataCatalog
 
 CONFIG = Path(__file__).parents[3] / "configs/quickstart/faseg_scenes.yaml"
@@ -161,6 +162,29 @@ def test_autocast_trains_and_predicts(dtype):
         assert model.eval()(batch)[0]["sem_seg"].dtype == torch.float32
 
 
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {"KEY_POSITION": "learnable", "POSITIONAL_QUERY": "grid_anchor", "HIGH_RES.ATTENTION": "rcda"},
+        {"KEY_POSITION": "sinusoidal", "POSITIONAL_QUERY": "dynamic_anchor", "HIGH_RES.LEVELS": [8]},
+        {"POSITIONAL_QUERY": "dynamic_foreground", "HIGH_RES.LEVELS": [4, 8], "HIGH_RES.SELECTION": "pixel"},
+        {"KEY_POSITION": "learnable", "POSITIONAL_QUERY": "grid_anchor", "HIGH_RES.ATTENTION": "none"},
+    ],
+)
+def test_variants_train_and_are_counted(variant):
+    model = build(*(part for key, value in variant.items() for part in (f"MODEL.FASEG.{key}", value)))
+    for sizes in (((64, 96), (40, 50)), ((32, 32), (20, 30))):  # the second ones have one cell at 1/32
+        model.zero_grad()
+        sum(model(samples(sizes)).values()).backward()
+        assert [n for n, p in model.named_parameters() if p.grad is None] == []
+        assert all(p.grad.isfinite().all() for p in model.parameters())
+    levels = 3 if variant.get("HIGH_RES.ATTENTION") == "none" or variant.get("HIGH_RES.LEVELS") == [8] else 4
+    assert len(model.sem_seg_head.pixel_decoder.levels) == len(model.sem_seg_head.predictor.reads) == levels
+    cost = analysis.count(model, (64, 96))
+    parts = {name: work for name, work in cost.multiply_adds.items() if name.startswith("sem_seg_head.predictor.")}
+    assert parts["sem_seg_head.predictor.transformer_cross_attention_layers.2"] > 0
+
+
 def test_compiles():
     model, batch = build().eval(), samples(sizes=((64, 64), (64, 64)), classes=(1, 1))
     images, _ = model._batch([s["image"] for s in batch])
@@ -180,6 +204,29 @@ def test_training_compiles():
     losses = torch.compile(model, backend="aot_eager")(batch)
     for name, loss in losses.items():
         torch.testing.assert_close(loss, expected[name], rtol=1e-3, atol=1e-3)
+
+
+def test_the_key_compiles_backbone_and_head_and_changes_no_name():
+    plain, compiled = build(), build("SPEED.COMPILE", True)
+    for part in ("backbone", "sem_seg_head"):
+        assert getattr(plain, part)._compiled_call_impl is None
+        assert getattr(compiled, part)._compiled_call_impl is not None  # made at the first call
+    assert list(compiled.state_dict()) == list(plain.state_dict())
+
+
+def test_channels_last_changes_the_order_in_memory_and_no_result():
+    plain, cfg = build().eval(), fasegr.load_cfg(CONFIG, SMALL)
+    arguments = type(plain).from_config(cfg)
+    assert not arguments["channels_last"]  # that is for GPUs
+    model = type(plain)(**arguments | {"channels_last": True}).eval()
+    model.load_state_dict(plain.state_dict())
+    maps = []
+    model.backbone.register_forward_hook(lambda module, inputs, outputs: maps.extend(outputs.values()))
+    with torch.no_grad():
+        (one, _), (other, _) = model(samples()), plain(samples())
+    assert maps
+    assert all(m.is_contiguous(memory_format=torch.channels_last) for m in maps)
+    torch.testing.assert_close(one["sem_seg"], other["sem_seg"], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(

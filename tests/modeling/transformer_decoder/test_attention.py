@@ -24,9 +24,10 @@ def test_equals_torch_attention(masked):
     expected, weights = theirs(query, key, value, attn_mask=expanded)
     ours_hidden = hidden.unsqueeze(1) if masked else None
     torch.testing.assert_close(ours(query, key, value, ours_hidden), expected)
-    attended = ours.with_weights(query, key, value, ours_hidden)
+    attended = ours.with_attention(query, key, value, ours_hidden)
     torch.testing.assert_close(attended.queries, expected)
-    torch.testing.assert_close(attended.attention, weights)
+    torch.testing.assert_close(attended.attention.weights, weights)
+    torch.testing.assert_close(ours.weights(query, key, ours_hidden), weights)
 
 
 def test_layer_forms_attention_only_where_it_is_kept():
@@ -37,7 +38,7 @@ def test_layer_forms_attention_only_where_it_is_kept():
     one, other = kept(*args, None), fused(*args, None)
     torch.testing.assert_close(one.queries, other.queries)
     assert other.attention is None
-    torch.testing.assert_close(one.attention.sum(-1), torch.ones(1, 3))
+    torch.testing.assert_close(one.attention.weights.sum(-1), torch.ones(1, 3))
 
 
 def test_heads_must_divide_channels():

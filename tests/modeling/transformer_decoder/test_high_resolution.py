@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from fasegr.modeling.transformer_decoder.attention import AttentionWeights
 from fasegr.modeling.transformer_decoder.high_resolution import (
     AllPixels,
     RandomWindows,
@@ -27,21 +28,21 @@ def test_windows_equal_the_released_selection(low, omega, factor):
     torch.manual_seed(0)
     attention = torch.rand(3, 7, low[0] * low[1])
     high = (low[0] * factor[0], low[1] * factor[1])
-    pixels = TopWindows(omega).pixels(attention, low, high)
+    pixels = TopWindows(omega).pixels(AttentionWeights(attention), low, high)
     expected = windows_by_unfolding(attention, low, high, omega)
     assert torch.equal(pixels.sort(-1).values, expected.sort(-1).values)
 
 
 def test_at_least_one_cell_on_small_images():
     attention = torch.rand(2, 3, 4)
-    assert TopWindows(32).pixels(attention, (2, 2), (16, 16)).shape == (2, 64)
-    assert TopPixels(10**6).pixels(attention, (2, 2), (16, 16)).shape == (2, 1)
+    assert TopWindows(32).pixels(AttentionWeights(attention), (2, 2), (16, 16)).shape == (2, 64)
+    assert TopPixels(10**6).pixels(AttentionWeights(attention), (2, 2), (16, 16)).shape == (2, 1)
 
 
 def test_pixels_of_the_upsampled_attention():
     torch.manual_seed(0)
     attention = torch.rand(2, 3, 20)
-    pixels = TopPixels(16).pixels(attention, (4, 5), (32, 40))
+    pixels = TopPixels(16).pixels(AttentionWeights(attention), (4, 5), (32, 40))
     upsampled = F.interpolate(attention.sum(1).view(2, 1, 4, 5), size=(32, 40), mode="bilinear").flatten(1)
     assert pixels.shape == (2, 80)
     expected = upsampled.sort(-1, descending=True).values[:, :80]
@@ -52,7 +53,7 @@ def test_random_windows_are_as_many_and_ignore_attention():
     torch.manual_seed(0)
     attention = torch.zeros(50, 2, 16)
     attention[..., 0] = 1.0
-    pixels = RandomWindows(8).pixels(attention, (4, 4), (8, 8))
+    pixels = RandomWindows(8).pixels(AttentionWeights(attention), (4, 4), (8, 8))
     assert pixels.shape == (50, 8)
     assert len(pixels.unique()) == 64  # every window is drawn for some image
 
@@ -81,7 +82,7 @@ def test_selection_that_makes_no_sense():
 
 def test_maps_that_do_not_fit():
     with pytest.raises(ValueError, match=r"\(9, 8\) is no whole multiple of the coarsest one \(4, 4\)"):
-        TopWindows(4).pixels(torch.rand(1, 1, 16), (4, 4), (9, 8))
+        TopWindows(4).pixels(AttentionWeights(torch.rand(1, 1, 16)), (4, 4), (9, 8))
 
 
 @pytest.mark.parametrize("omega", [0, -3])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from fasegr.modeling.transformer_decoder.attention import AttentionWeights
 from fasegr.modeling.transformer_decoder.level import Level
 from fasegr.modeling.transformer_decoder.positional_query import (
     ConstantQuery,
@@ -45,7 +46,7 @@ def inputs():
     attention = torch.rand(BATCH, QUERIES, 10, dtype=torch.float64).softmax(-1)
     logits = torch.randn(BATCH, QUERIES, 12, dtype=torch.float64)
     logits[0, 1], logits[1, 2] = -9.0, 9.0
-    return base, Seen(attention, attended, logits, upcoming)
+    return base, Seen(AttentionWeights(attention), attended, logits, upcoming)
 
 
 def code(y, x):
@@ -62,7 +63,7 @@ def code(y, x):
 def test_dfpq_is_the_outer_product_summed_over_keys():
     base, seen = inputs()
     project = h()
-    expected = project((seen.attention.unsqueeze(-1) * seen.attended.key_pos.unsqueeze(1)).sum(2) + base)
+    expected = project((seen.attention.weights.unsqueeze(-1) * seen.attended.key_pos.unsqueeze(1)).sum(2) + base)
     query = DynamicFocusAwareQuery(project, region="background")
     torch.testing.assert_close(query.renew(torch.zeros_like(base), base, seen), expected)
 
@@ -157,14 +158,14 @@ def test_half_precision_stands_many_pixels():
 def test_gradients(name):
     base, seen = inputs()
 
-    def both(base, attention, attended, upcoming):
+    def both(base, weights, attended, upcoming):
         query = ALL[name](project)
-        what = Seen(attention, seen.attended._replace(key_pos=attended), seen.mask_logits,
+        what = Seen(AttentionWeights(weights), seen.attended._replace(key_pos=attended), seen.mask_logits,
                     seen.upcoming._replace(key_pos=upcoming))  # fmt: skip
         return query.first(base, what), query.renew(base, base, what)
 
     project = h()
-    arguments = (base, seen.attention, seen.attended.key_pos, seen.upcoming.key_pos)
+    arguments = (base, seen.attention.weights, seen.attended.key_pos, seen.upcoming.key_pos)
     assert torch.autograd.gradcheck(both, tuple(t.clone().requires_grad_() for t in arguments))
 
 

@@ -1,17 +1,21 @@
-"""Multi-scale deformable attention: the sampling, without a compiler.
+"""Multi-scale deformable attention: the sampling.
 
 Zhu et al., "Deformable DETR", ICLR 2021: each token reads a few points of every level, bilinearly, and sums them with
-its attention weights. Two forms with equal results:
+its attention weights. Three forms with equal results:
 
 - `sample_by_grid`: `F.grid_sample` level by level, on any device; the readable reference.
 - `sample_by_bag`: one weighted `embedding_bag` over all levels, points and corners; several times faster on a CPU.
+- `triton_deform_attn.sample_by_triton`: one kernel, on a GPU.
 
-`deformable_attention` chooses by device.
+`deformable_attention` chooses by device and by what the kernel supports.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse
@@ -20,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fasegr.modeling import fast_paths
+from fasegr.modeling.pixel_decoder.ops import triton_deform_attn
 
 Shapes = Sequence[tuple[int, int]]
 
@@ -40,6 +45,8 @@ def deformable_attention(value: Tensor, shapes: Shapes, x: Tensor, y: Tensor, we
         raise ValueError(f"value has {value.shape[1]} tokens; the levels {list(shapes)} have {tokens}")
     if value.device.type == "cpu" and fast_paths.enabled("embedding_bag"):
         return sample_by_bag(value, shapes, x, y, weight)
+    if triton_deform_attn.supports(value) and fast_paths.enabled("triton_deformable_attention"):
+        return triton_deform_attn.sample_by_triton(value, shapes, x, y, weight)
     return sample_by_grid(value, shapes, x, y, weight)
 
 
@@ -72,12 +79,27 @@ def sample_by_bag(value: Tensor, shapes: Shapes, x: Tensor, y: Tensor, weight: T
     return _bag(*args, heights, widths).to(value.dtype)
 
 
+class ValueTable:
+    """The table of `sample_by_bag`, made once and read any number of times, without a gradient.
+
+    value: (B, S, M, D) and shapes as in `deformable_attention`.
+    """
+
+    def __init__(self, value: Tensor, shapes: Shapes):
+        self.heights, self.widths = [h for h, _ in shapes], [w for _, w in shapes]
+        self.table = _pad_levels(value, self.heights, self.widths)
+
+    def sample(self, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+        """x, y, weight: (B, T, M, L, P) in the dtype of the values. Returns (B, T, M * D)."""
+        rows = self.table.view(-1, self.table.shape[-1])
+        index, corner_weights, *_ = _corners(x, y, weight, self.heights, self.widths, self.table.shape[1])
+        out = F.embedding_bag(index, rows, mode="sum", per_sample_weights=corner_weights)
+        return out.view(*x.shape[:2], -1)
+
+
 @torch.library.custom_op("fasegr::deformable_bag", mutates_args=(), device_types="cpu")
 def _bag(value: Tensor, x: Tensor, y: Tensor, weight: Tensor, heights: list[int], widths: list[int]) -> Tensor:
-    table = _pad_levels(value, heights, widths)
-    index, corner_weights, *_ = _corners(x, y, weight, heights, widths, table.shape[1])
-    out = F.embedding_bag(index, table.view(-1, table.shape[-1]), mode="sum", per_sample_weights=corner_weights)
-    return out.view(*x.shape[:2], -1)
+    return ValueTable(value, list(zip(heights, widths, strict=True))).sample(x, y, weight)
 
 
 @_bag.register_fake
@@ -90,7 +112,7 @@ def _bag_backward(
     grad: Tensor, value: Tensor, x: Tensor, y: Tensor, weight: Tensor, heights: list[int], widths: list[int]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     table = _pad_levels(value, heights, widths)
-    index, corner_weights, fx, fy, inside_x, inside_y = _corners(x, y, weight, heights, widths, table.shape[1])
+    index, corner_weights, fx, fy = _corners(x, y, weight, heights, widths, table.shape[1])
     rows = table.view(-1, table.shape[-1])
     bags = grad.reshape(-1, rows.shape[1]).contiguous()
 
@@ -103,8 +125,8 @@ def _bag_backward(
     top = g00 + fx * (g10 - g00)
     bottom = g01 + fx * (g11 - g01)
     grad_weight = top + fy * (bottom - top)
-    grad_x = weight * ((g10 - g00) + fy * ((g11 - g01) - (g10 - g00))) * inside_x
-    grad_y = weight * (bottom - top) * inside_y
+    grad_x = weight * ((g10 - g00) + fy * ((g11 - g01) - (g10 - g00))) * _inside(x, widths)
+    grad_y = weight * (bottom - top) * _inside(y, heights)
     return grad_value, grad_x, grad_y, grad_weight
 
 
@@ -126,7 +148,7 @@ def _backward(ctx, grad):
 _bag.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _level_rows(heights: list[int], widths: list[int]) -> list[int]:
+def _level_rows(heights: Sequence[int], widths: Sequence[int]) -> list[int]:
     # One row of zeros above, one below, and one more that only points clamped to H + 1 touch, with weight zero.
     return [(h + 3) * (w + 1) for h, w in zip(heights, widths, strict=True)]
 
@@ -156,46 +178,72 @@ def _unpad_levels(table: Tensor, value: Tensor, heights: list[int], widths: list
     return out
 
 
+def _inside(position: Tensor, sizes: list[int]) -> Tensor:
+    """Where a position, (B, T, M, L, P), is not clamped to the frame of zeros of its level; sizes of the levels."""
+    size = torch.tensor(sizes, dtype=position.dtype).view(-1, 1)
+    return (position > -0.5) & (position < size + 0.5)
+
+
+class _Grid(NamedTuple):
+    """Constants of every point of a token, (M * L * P,): the bounds of the padded coordinates, and, as int32, the table
+    row where the point's level and head begin and how many table rows lie between two rows of the level."""
+
+    zero: Tensor
+    x_limit: Tensor
+    y_limit: Tensor
+    start: Tensor
+    row: Tensor
+
+
+@lru_cache(maxsize=64)
+def _grid(heights: tuple[int, ...], widths: tuple[int, ...], heads: int, points: int, dtype: torch.dtype) -> _Grid:
+    def of_levels(values: Sequence[int], dtype: torch.dtype) -> Tensor:
+        return torch.tensor(values, dtype=dtype).repeat_interleave(points).repeat(heads)
+
+    starts = [0, *accumulate(_level_rows(heights, widths))][:-1]
+    head = torch.arange(heads, dtype=torch.int32).repeat_interleave(len(heights) * points)
+    x_limit, y_limit = of_levels(widths, dtype) + 1, of_levels(heights, dtype) + 1
+    row = (of_levels(widths, torch.int32) + 1) * heads
+    return _Grid(torch.zeros_like(x_limit), x_limit, y_limit, of_levels(starts, torch.int32) * heads + head, row)
+
+
 def _corners(x: Tensor, y: Tensor, weight: Tensor, heights: list[int], widths: list[int], rows: int):
     """Table rows and weights of the four corners of every point.
 
-    Returns index and corner weights, both (B * T * M, L * P * 4), the fractions fx, fy and the masks of the points
-    whose x or y was not clamped, all (B, T, M, L, P).
+    Returns index and corner weights, both (B * T * M, L * P * 4), and the fractions fx, fy, both (B, T, M, L, P).
     """
-    batch, _, heads, levels, _ = x.shape
-    width = torch.tensor(widths, dtype=x.dtype).view(levels, 1)
-    height = torch.tensor(heights, dtype=x.dtype).view(levels, 1)
-    starts = [0]
-    for n in _level_rows(heights, widths)[:-1]:
-        starts.append(starts[-1] + n)
+    batch, _, heads, _, points = x.shape
+    shape = (-1, x[0, 0].numel())  # a row for each token, so that constants of the levels are vectors as long as a row
+    grid = _grid(tuple(heights), tuple(widths), heads, points, x.dtype)
 
-    px, py = x + 0.5, y + 0.5
-    inside_x = (px > 0) & (px < width + 1)
-    inside_y = (py > 0) & (py < height + 1)
-    # NaN would become an index out of the table; as a position it is sent to the border. It is not lost: a NaN in the
-    # attention weights or in the values still reaches the loss.
-    px = torch.minimum(px.clamp_(min=0), width + 1).nan_to_num_(0.0)
-    py = torch.minimum(py.clamp_(min=0), height + 1).nan_to_num_(0.0)
-    x0, y0 = px.to(torch.int32), py.to(torch.int32)
-    fx, fy = px.sub_(x0), py.sub_(y0)
+    def split(position: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
+        """Whole part (int32) and fraction of the padded coordinate."""
+        position = (position + 0.5).view(shape)
+        # NaN would become an index out of the table; as a position it is sent to the border. It is not lost: a NaN in
+        # the attention weights or in the values still reaches the loss.
+        torch.clamp(position, grid.zero, limit, out=position).nan_to_num_(0.0)
+        return position.to(torch.int32), position.frac_()
 
-    stride = torch.tensor(widths, dtype=torch.int32).view(levels, 1) + 1
-    base = y0.mul_(stride).add_(x0).add_(torch.tensor(starts, dtype=torch.int32).view(levels, 1))
-    base.add_(torch.arange(batch, dtype=torch.int32).view(batch, 1, 1, 1, 1), alpha=rows)
-    base.mul_(heads).add_(torch.arange(heads, dtype=torch.int32).view(heads, 1, 1))
-    step = torch.stack([torch.zeros_like(stride), torch.ones_like(stride), stride, stride + 1], dim=-1) * heads
-    index = base.unsqueeze(-1) + step
+    x0, fx = split(x, grid.x_limit)
+    y0, fy = split(y, grid.y_limit)
+    base = torch.addcmul(grid.start, y0, grid.row).add_(x0, alpha=heads)
+    if batch > 1:
+        base.view(batch, -1).add_(torch.arange(batch, dtype=torch.int32).unsqueeze(1), alpha=rows * heads)
 
+    weight = weight.reshape(shape)
     right = weight * fx
     left = weight - right
-    corner_weights = torch.empty(*x.shape, 4, dtype=x.dtype)
+    index = torch.empty(*base.shape, 4, dtype=torch.int32)
+    corner_weights = torch.empty(*base.shape, 4, dtype=x.dtype)
+    for corner, step in enumerate((0, heads, grid.row, grid.row + heads)):
+        torch.add(base, step, out=index[..., corner])
     torch.mul(left, fy, out=corner_weights[..., 2])
     torch.mul(right, fy, out=corner_weights[..., 3])
     torch.sub(left, corner_weights[..., 2], out=corner_weights[..., 0])
     torch.sub(right, corner_weights[..., 3], out=corner_weights[..., 1])
 
-    bag = index[0, 0, 0].numel()
-    return index.view(-1, bag), corner_weights.view(-1, bag), fx, fy, inside_x, inside_y
+    bag = 4 * shape[1] // heads
+    return index.view(-1, bag), corner_weights.view(-1, bag), fx.view(x.shape), fy.view(x.shape)
 
 
 def _bag_dot_rows(bags: Tensor, rows: Tensor, index: Tensor) -> Tensor:
