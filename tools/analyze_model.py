@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need 
 from fasegr import build_model, load_cfg
 from fasegr.analysis import SEMANTIC_OUTPUT, Cost, count, measure
 from fasegr.engine.launch import readable_errors
-from fasegr.engine.process import tune_allocator
+from fasegr.engine.process import tune_process
 
 
 def table(cost: Cost, depth: int) -> str:
@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{args.config_file}, {height} x {width}\n{table(count(model, (height, width)), args.depth)}")
         if args.no_speed:
             return
-        tune_allocator()
+        tune_process(tuned_allocator=cfg.SPEED.TUNED_ALLOCATOR, threads=cfg.SPEED.THREADS)
         device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if device.type not in ("cpu", "cuda"):
             raise ValueError(f"--device is {args.device}; time and memory are measured on cpu or cuda")

@@ -27,7 +27,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need 
 from fasegr.d2 import DatasetCatalog, MetadataCatalog, setup_logger
 from fasegr.data.image_io import check_label_size, check_label_values, open_image, read_label
 from fasegr.engine.launch import readable_errors
-from fasegr.engine.process import tune_allocator
 from fasegr.evaluation import predicted_labels
 from fasegr.evaluation.confusion import Overlap, count_pairs
 from fasegr.model_arguments import add_model_arguments, build_predictors, check_picture_name, model_names
@@ -175,7 +174,6 @@ def main(argv: list[str] | None = None) -> int:
         check_picture_name(args.output)
         names = model_names(args.config_file, args.names)
         setup_logger(name="fasegr")
-        tune_allocator()
         predictors = build_predictors(args.config_file, args.weights, args.opts)
         samples = find_samples(args)
         ignore_label = MetadataCatalog.get(args.dataset).get("ignore_label", 255) if args.dataset else 255

@@ -26,7 +26,6 @@ from fasegr.attention_pictures import Look, Target, attention_page, attention_ro
 from fasegr.d2 import setup_logger
 from fasegr.data.image_io import check_label_size, check_label_values, open_image, read_label
 from fasegr.engine.launch import readable_errors
-from fasegr.engine.process import tune_allocator
 from fasegr.model_arguments import add_model_arguments, build_predictors, check_picture_name, model_names
 
 IGNORE_LABEL = 255
@@ -131,7 +130,6 @@ def main(argv: list[str] | None = None) -> int:
         names = model_names(args.config_file, args.names)
         photo = open_image(args.image)
         setup_logger(name="fasegr")
-        tune_allocator()
         # one look at the whole image: windows and test-time augmentation would be many
         plain = [*args.opts, "TEST.AUG.ENABLED", False, "TEST.SLIDING_WINDOW.ENABLED", False]
         predictors = build_predictors(args.config_file, args.weights, plain)

@@ -203,9 +203,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         its own size. They are thresholded, so no gradient runs through them.
         """
         return [
-            resize(mask_features, level.size).flatten(2)
-            if read.uses_mask
-            else None
+            resize(mask_features, level.size).flatten(2) if read.uses_mask else None
             for level, read in zip(levels, self.reads, strict=True)
         ]
 
