@@ -16,7 +16,7 @@ def tool():
 
 
 def test_table_and_speed(tool, capsys, monkeypatch):
-    monkeypatch.setattr(tool, "tune_allocator", lambda: None)  # of the process, which other tests share
+    monkeypatch.setattr(tool, "tune_process", lambda **settings: None)  # of the process, which other tests share
     tool.main(["--config-file", QUICKSTART, "--size", "64", "96", "--device", "cpu", "--repeats", "2"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].endswith("64 x 96")

@@ -21,7 +21,6 @@ def tool():
 @pytest.fixture
 def run(tool, tiny_models, monkeypatch, tmp_path, capsys):
     """run(*arguments, models=2) -> exit code, standard output, standard error; there are images and labels 0 to 4."""
-    monkeypatch.setattr(tool, "tune_allocator", lambda: None)  # settings of the whole process
     monkeypatch.setattr(tool, "setup_logger", lambda **options: None)
     monkeypatch.chdir(tmp_path)
     random = np.random.default_rng(0)

@@ -22,7 +22,6 @@ def tool():
 @pytest.fixture
 def run(tool, tiny_models, monkeypatch, tmp_path, capsys):
     """run(*arguments, models=1) -> exit code, standard output, standard error; a.png is of sky above grass."""
-    monkeypatch.setattr(tool, "tune_allocator", lambda: None)  # settings of the whole process
     monkeypatch.setattr(tool, "setup_logger", lambda **options: None)
     monkeypatch.chdir(tmp_path)
     pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
