@@ -1,8 +1,20 @@
-"""Without a GPU, Triton's kernels run in its interpreter, which is to be asked for before Triton is imported."""
+"""What all tests need of the process that runs them."""
 
+import logging
 import os
 
+import pytest
 import torch
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton's kernels run in its interpreter; to be set before it is imported
+
+
+@pytest.fixture(autouse=True)
+def _own_log():
+    """A program that a test runs sets up the log, for an output that ends with the test."""
+    logger = logging.getLogger("fasegr")
+    handlers, propagate, level = logger.handlers[:], logger.propagate, logger.level
+    yield
+    logger.handlers[:], logger.propagate = handlers, propagate
+    logger.setLevel(level)

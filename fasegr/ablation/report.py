@@ -105,7 +105,7 @@ def draw(cells: Sequence[Cell], table: Table, dataset: str, path: Path) -> None:
         axes.errorbar(result.mean, y, xerr=result.deviation, fmt="o", color="C0", capsize=4, zorder=2)
     axes.set_yticks(range(len(results)), [_label(table, row) for row, _ in results])
     axes.set_ylim(len(results) - 0.5, -0.5)
-    axes.set_xlabel(f"mIoU on {dataset} (%): runs, their mean and standard deviation")
+    figure.supxlabel(f"mIoU on {dataset} (%): runs, their mean and standard deviation", fontsize="medium")
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=150)
 

@@ -1,0 +1,72 @@
+"""The description of one thing to measure, as it travels between processes and into results."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from fasegr.engine.process import tune_allocator
+
+OURS, PEER = "ours", "peer"
+
+# kind -> the module that measures it
+KINDS = {
+    "inference": "models",
+    "labels": "models",
+    "training": "models",
+    "criterion": "models",
+    "deformable": "operations",
+    "synchronisation": "operations",
+    "mapper": "data",
+    "evaluation": "data",
+    "evaluation-labels": "data",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One thing to measure.
+
+    kind: "inference" (score maps) or "labels" (those alone), "training" (a whole step), "criterion" (the loss of
+    predictions made of noise, forward and backward); "deformable" (attention, the operation alone), "synchronisation"
+    (whether the forward pass waits for the GPU); "mapper" (reading and augmenting training images), "evaluation" (of
+    score maps), "evaluation-labels".
+    size: (height, width) of the images. batch: images at once; of data and evaluation, images in a round.
+    dtype: float32 or float64 of the model, bfloat16 or float16 by autocast.
+    allocator: "default" or "tuned" (`tune_allocator`). threads: of the CPU, 0 for torch's own choice.
+    peer: none, "huggingface", "plain" or the path of a checkout; peer_config: its config file.
+    """
+
+    kind: str
+    config: str
+    opts: tuple[str, ...] = ()
+    size: tuple[int, int] = (512, 512)
+    batch: int = 1
+    dtype: str = "float32"
+    device: str = "cpu"
+    allocator: str = "default"
+    threads: int = 0
+    rounds: int = 5
+    warmup: int = 1
+    peer: str | None = None
+    peer_config: str | None = None
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Case:
+        """From what `dataclasses.asdict` and JSON have made of one."""
+        return cls(**{**values, "size": tuple(values["size"]), "opts": tuple(values["opts"])})
+
+    @property
+    def place(self) -> torch.device:
+        return torch.device(self.device)
+
+    def prepare(self) -> Case:
+        """Put its settings of the process in force."""
+        if self.allocator == "tuned" and not tune_allocator():
+            raise ValueError("--allocator tuned is a setting of glibc, which this process does not run on; use default")
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        torch.manual_seed(0)
+        return self

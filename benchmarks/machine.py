@@ -1,0 +1,114 @@
+"""What the figures were made on: a description of the machine, and what it can do at best."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.measure import ROOT
+from fasegr.engine.process import tune_allocator
+
+
+def describe(device: str) -> dict:
+    """Machine, date and versions."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists() and (model := re.search(r"model name\s*:\s*(.+)", info.read_text())):
+        cpu = model[1].strip()
+    found = {
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "commit": commit_name(ROOT),
+        "cpu": cpu,
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": platform.platform(),
+        "libc": " ".join(platform.libc_ver()),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "isa": torch.backends.cpu.get_cpu_capability(),
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+    }
+    if device.startswith("cuda"):
+        properties = torch.cuda.get_device_properties(torch.device(device))
+        found |= {
+            "gpu": properties.name,
+            "gpu_memory": properties.total_memory,
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+        }
+    return found
+
+
+def commit_name(folder: str | Path) -> str | None:
+    """Of a checkout, with "+" where files differ from it; None where it is no checkout."""
+    try:
+        name = _git(folder, "rev-parse", "--short=12", "HEAD")
+        return name + ("+" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(folder: str | Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def peaks(device: str, dtype: str, threads: int = 0) -> dict[str, float]:
+    """The best that was seen of `device`: "flops" a second, of products of matrices in `dtype`, "bytes" a second.
+
+    The products are large ones, as a matrix product and as a 1x1 convolution (on a CPU two libraries compute these);
+    bytes are those of adding two tensors, larger than every cache, into a third.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    tune_allocator()  # a convolution's output is new memory
+    place, kind = torch.device(device), getattr(torch, dtype)
+    with torch.no_grad():
+        flops = max(_product_speeds(place, kind))
+        return {"flops": flops, "bytes": _triad_speed(place)}
+
+
+def _product_speeds(device: torch.device, dtype: torch.dtype) -> list[float]:
+    n = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    speeds = [2 * n**3 / _best(lambda: a @ b, device)]
+    # tokens x 256 channels to 1024: a matrix product, computed by the library that is for convolutions
+    rows, width, outputs = (2**16, 1024, 1024) if device.type == "cuda" else (4096, 256, 1024)
+    x = torch.randn(1, 1, rows, width, device=device).to(dtype).permute(0, 3, 1, 2)
+    w = torch.randn(outputs, width, 1, 1, device=device).to(dtype).to(memory_format=torch.channels_last)
+    return [*speeds, 2 * rows * width * outputs / _best(lambda: F.conv2d(x, w), device)]
+
+
+def _triad_speed(device: torch.device) -> float:
+    n = 2**28 if device.type == "cuda" else 2**24  # 64 MiB of float32 on a CPU
+    a, b, c = (torch.ones(n, device=device) for _ in range(3))
+    return 3 * 4 * n / _best(lambda: torch.add(a, b, out=c), device)
+
+
+def _best(run: Callable[[], object], device: torch.device, seconds: float = 1.0) -> float:
+    """Seconds of the quickest call; the median of the quickest three."""
+    times = []
+    start = time.perf_counter()
+    while time.perf_counter() - start < seconds or len(times) < 5:
+        if device.type == "cuda":
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            run()
+            end.record()
+            torch.cuda.synchronize()
+            times.append(begin.elapsed_time(end) / 1e3)
+        else:
+            begin = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - begin)
+    return statistics.median(sorted(times)[:3])

@@ -1,0 +1,338 @@
+"""How it is measured: meters of time, memory and work around the parts of a step; rounds in turn; fresh processes."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FunctionType, MethodType
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+ROOT = Path(__file__).resolve().parents[1]
+WHOLE = "whole"  # the name of the step itself
+REST = "rest"
+
+
+class Boundary(NamedTuple):
+    """Where a part of a step begins and ends: the calls of `owner.attribute`, a module, a method or a function."""
+
+    part: str
+    owner: Any
+    attribute: str
+
+
+class Meter(Protocol):
+    """Reads something at the beginning and the end of parts, which may lie within one another."""
+
+    def enter(self, part: str) -> None: ...
+
+    def leave(self, called: Any, arguments: Any, result: Any) -> None: ...
+
+    def readings(self) -> dict[str, float]:
+        """Of the parts since the last call: the whole of each, what lies inside of it included, and as REST what is
+        left of the step when its parts are taken away."""
+
+
+class Clock:
+    """Seconds, by the host's clock. On a GPU by events in its stream, for which nobody waits before the end."""
+
+    def __init__(self, device: torch.device):
+        self._on_gpu = device.type == "cuda"
+        self._open: list[tuple[str, Any]] = []
+        self._closed: list[tuple[str, int, Any, Any]] = []
+        self._order: dict[str, None] = {}  # of the parts, by when they were first entered
+
+    def _now(self):
+        if not self._on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def enter(self, part: str) -> None:
+        self._order.setdefault(part)
+        self._open.append((part, self._now()))
+
+    def leave(self, called, arguments, result) -> None:
+        part, start = self._open.pop()
+        self._closed.append((part, len(self._open), start, self._now()))
+
+    def readings(self) -> dict[str, float]:
+        if self._on_gpu:
+            torch.cuda.synchronize()
+        seconds = dict.fromkeys(self._order, 0.0)
+        inside = []
+        for part, depth, start, end in self._closed:
+            took = start.elapsed_time(end) / 1e3 if self._on_gpu else end - start
+            seconds[part] += took
+            if depth == 1:
+                inside.append(took)
+        if inside:
+            seconds[REST] = seconds[WHOLE] - sum(inside)
+        self._closed.clear()
+        self._order.clear()
+        return seconds
+
+
+class PeakMemory:
+    """Most bytes in use at once in each part, above what was in use when the meter was made.
+
+    On a GPU what torch has allocated, on the CPU the memory of the process (Linux alone can tell).
+    """
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        self._before = self._peak_since_last(first=True)
+        self._open: list[tuple[str, int]] = []
+        self._peaks: dict[str, int] = defaultdict(int)
+
+    def _peak_since_last(self, first: bool = False) -> int:
+        """The highest level since the last call (now, for the first), and begin anew from now."""
+        if self._device.type == "cuda":
+            peak = torch.cuda.memory_allocated() if first else torch.cuda.max_memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            return peak
+        status = Path("/proc/self/status")
+        if not status.exists():
+            raise RuntimeError("peak memory on a CPU is read from /proc/self/status, which only Linux has; --no-memory")
+        field = "VmRSS" if first else "VmHWM"
+        peak = 1024 * int(re.search(rf"{field}:\s+(\d+) kB", status.read_text())[1])
+        Path("/proc/self/clear_refs").write_text("5")  # "reset the peak resident set size"
+        return peak
+
+    def _turn(self) -> None:
+        """At a boundary: what has been reached belongs to all parts that are open, and to the rest of the step."""
+        peak = self._peak_since_last()
+        if len(self._open) == 1:
+            self._peaks[REST] = max(self._peaks[REST], peak - self._before)
+        self._open = [(part, max(top, peak)) for part, top in self._open]
+
+    def enter(self, part: str) -> None:
+        self._turn()
+        self._open.append((part, 0))
+
+    def leave(self, called, arguments, result) -> None:
+        self._turn()
+        part, peak = self._open.pop()
+        self._peaks[part] = max(self._peaks[part], peak - self._before)
+
+    def readings(self) -> dict[str, int]:
+        peaks = {part: max(0, peak) for part, peak in self._peaks.items()}
+        self._peaks.clear()
+        return peaks
+
+
+class Work:
+    """What each part has to do at least. Three numbers for a part: PART/flops, floating-point operations by the counter
+    `flops`; PART/bytes to move, its parameters, what it is given and what it gives, each once; PART/out, those that it
+    gives."""
+
+    def __init__(self, flops: Callable[[], int]):
+        self._flops = flops
+        self._open: list[tuple[str, int]] = []
+        self._work: dict[str, int] = defaultdict(int)
+
+    def enter(self, part: str) -> None:
+        self._open.append((part, self._flops()))
+
+    def leave(self, called, arguments, result) -> None:
+        part, before = self._open.pop()
+        flops = self._flops() - before
+        self._work[f"{part}/flops"] += flops
+        self._work[f"{part}/bytes"] += tensor_bytes(arguments) + tensor_bytes(result) + parameter_bytes(called)
+        self._work[f"{part}/out"] += tensor_bytes(result)
+        if not self._open:
+            self._work[f"{REST}/flops"] += flops
+        elif len(self._open) == 1:
+            self._work[f"{REST}/flops"] -= flops
+
+    def readings(self) -> dict[str, int]:
+        work = dict(self._work)
+        self._work.clear()
+        return work
+
+
+def tensor_bytes(tree: Any) -> int:
+    """Of the different tensors in nested lists, tuples and dicts."""
+    tensors = {id(leaf): leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def parameter_bytes(called: Any) -> int:
+    return tensor_bytes(list(called.parameters())) if isinstance(called, nn.Module) else 0
+
+
+class _Metered(nn.Module):
+    """Stands in for a part: the same to whoever calls it, and the meter sees the call."""
+
+    def __init__(self, part: Any, name: str, meter: Meter, methods: Sequence[str]):
+        super().__init__()
+        self.part = part
+        self._about = (name, meter, tuple(methods))
+
+    def forward(self, *args, **kwargs):
+        return _metered(self.part, self.part, *self._about[:2])(*args, **kwargs)
+
+    def __getattr__(self, name: str):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            value = getattr(self.part, name)
+            part, meter, methods = self._about
+            return _metered(value, self.part, part, meter) if name in methods else value
+
+
+def _metered(function: Callable, called: Any, name: str, meter: Meter) -> Callable:
+    def call(*args, **kwargs):
+        meter.enter(name)
+        result = function(*args, **kwargs)
+        meter.leave(called, (args, kwargs), result)
+        return result
+
+    return call
+
+
+@contextmanager
+def metered(boundaries: Sequence[Boundary], meter: Meter, methods: Sequence[str] = ()) -> Iterator[None]:
+    """Let `meter` see the calls of all parts inside the block. methods: that count as a call of a part, too."""
+    with ExitStack() as undo:
+        for part, owner, attribute in boundaries:
+            original = getattr(owner, attribute)
+            if isinstance(original, (FunctionType, MethodType)):
+                replacement = _metered(original, original, part, meter)
+            else:
+                replacement = _Metered(original, part, meter, methods)
+            undo.enter_context(_replaced(owner, attribute, replacement))
+        yield
+
+
+@contextmanager
+def _replaced(owner: Any, attribute: str, replacement: Any) -> Iterator[None]:
+    """`owner.attribute` is another inside the block. Past nn.Module's rules for what an attribute may be."""
+    if isinstance(owner, type):
+        original = getattr(owner, attribute)
+        setattr(owner, attribute, replacement)
+        try:
+            yield
+        finally:
+            setattr(owner, attribute, original)
+        return
+    modules = getattr(owner, "_modules", {})
+    table = modules if attribute in modules else vars(owner)
+    before = dict(table)
+    table[attribute] = replacement
+    try:
+        yield
+    finally:
+        if attribute in before:
+            table[attribute] = before[attribute]
+        else:
+            del table[attribute]
+
+
+Step = Callable[[], Any]
+
+
+def read(step: Step, boundaries: Sequence[Boundary], meter: Meter, methods: Sequence[str] = ()) -> dict[str, float]:
+    """What `meter` reads of one step and its parts."""
+    with metered(boundaries, meter, methods):
+        _metered(step, step, WHOLE, meter)()
+    return meter.readings()
+
+
+def without_rest(readings: dict[str, float], name: str) -> dict[str, float]:
+    """`readings` with another name for what is left of the step without its parts."""
+    return {(name + part.removeprefix(REST) if part.split("/")[0] == REST else part): v for part, v in readings.items()}
+
+
+def take_turns(
+    sides: Mapping[str, Callable[[], dict[str, float]]], rounds: int, warmup: int = 1
+) -> dict[str, list[dict[str, float]]]:
+    """The readings of `rounds` steps of each side, A B A B ..., so that what disturbs the machine disturbs both."""
+    readings: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+    for i in range(-warmup, rounds):
+        for name, step in sides.items():
+            values = step()
+            if i >= 0:
+                readings[name].append(values)
+    return readings
+
+
+class Spread(NamedTuple):
+    """Median, lower and upper quartile."""
+
+    median: float
+    low: float
+    high: float
+
+
+def spread(values: Sequence[float]) -> Spread:
+    if len(values) < 2:
+        return Spread(values[0], values[0], values[0])
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return Spread(statistics.median(values), low, high)
+
+
+def ratio(peer: Sequence[float], ours: Sequence[float]) -> Spread:
+    """Of the medians; its quartiles are those of the ratios round by round."""
+    pairs = spread([p / o for p, o in zip(peer, ours, strict=True)])
+    return Spread(statistics.median(peer) / statistics.median(ours), pairs.low, pairs.high)
+
+
+class Failed(RuntimeError):
+    """A measurement did not come to its end. The message ends with what its process has said last."""
+
+
+def in_fresh_process(function: str, arguments: dict[str, Any], timeout: float | None = None) -> Any:
+    """What `function`, "module:name", returns when it is called alone in a new process.
+
+    arguments, and the result, are what JSON can hold. Raises Failed where the process fails or takes longer than
+    `timeout` seconds. What it prints goes to this process's standard error.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder, "result.json")
+        request = json.dumps({"function": function, "arguments": arguments, "answer": str(answer)})
+        environment = {
+            # Ours on the built-in runtime, so that a peer which runs on detectron2 has its registries for itself.
+            "FASEGR_RUNTIME": "builtin",
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
+        }
+        process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+        )
+        try:
+            said, _ = process.communicate(request, timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            raise Failed(f"it took longer than {timeout:.0f} s") from None
+        except BaseException:
+            process.kill()
+            raise
+        if process.returncode or not answer.exists():
+            last = "\n".join(line[:400] for line in said.strip().splitlines()[-12:])
+            raise Failed(f"its process ended with {process.returncode}:\n{last}")
+        return json.loads(answer.read_text())

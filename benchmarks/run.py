@@ -1,0 +1,191 @@
+#!/usr/bin/env python3
+"""Time, memory and share of the machine's peak, of the whole and by part; alone, or side by side with a peer.
+
+python benchmarks/run.py inference labels --size 512 512
+python benchmarks/run.py inference training --size 256 256 --batch 2 --peer ../FASeg --allocator default tuned
+python benchmarks/run.py --suite cpu --peer ../FASeg --json results.json
+python benchmarks/run.py inference --peer huggingface
+
+Each case runs in processes of its own; ours and the peer's steps take turns in one. docs/benchmarks.md says what the
+columns mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
+
+from benchmarks import report
+from benchmarks.case import KINDS, Case
+from benchmarks.machine import describe
+from benchmarks.measure import ROOT, Failed, in_fresh_process
+from benchmarks.peers import HUGGING_FACE, is_plain
+from benchmarks.sides import AMP
+from benchmarks.suites import SUITES
+
+DEFAULT_CONFIG = ROOT / "configs/ade20k/semantic-segmentation/faseg_r50.yaml"
+DTYPES = ("float32", "float64", *AMP)
+AGREEMENT_SIZE = (192, 256)  # released FASeg needs 32 cells at 1/32
+
+
+def measured(case: Case, *, memory: bool, check: bool, timeout: float) -> dict[str, Any]:
+    """All that is measured of one case; what fails is said under "failed", and the rest goes on."""
+    values = dataclasses.asdict(case)
+    result: dict[str, Any] = {"case": values, "failed": {}}
+
+    def attempt(what: str, function: str, **arguments) -> Any:
+        try:
+            return in_fresh_process(f"benchmarks.{KINDS[case.kind]}:{function}", arguments, timeout)
+        except Failed as failure:
+            result["failed"][what] = str(failure)
+            return None
+
+    if check and case.peer and case.peer != HUGGING_FACE:
+        result["agreement"] = attempt("agreement", "agreement", case=_to_compare(case))
+    timed = attempt("time", "times", case=values)
+    if timed is None and case.peer:
+        timed = attempt("time without the peer", "times", case=values | {"peer": None})
+    result |= timed or {}
+    if memory and case.device == "cpu":  # of a GPU it comes with the times
+        sides = [report.OURS, *([report.PEER] if case.peer else [])]
+        found = {side: attempt(f"memory, {side}", "memory", case=values, side=side) for side in sides}
+        result["memory"] = {side: parts for side, parts in found.items() if parts}
+    return result
+
+
+def _to_compare(case: Case) -> dict[str, Any]:
+    """What the answers of the two sides are compared with: of models something small, on the CPU."""
+    if KINDS[case.kind] != "models":
+        return dataclasses.asdict(case)
+    device = case.device if is_plain(case.peer) else "cpu"  # a device's fast paths are its own
+    return dataclasses.asdict(dataclasses.replace(case, size=AGREEMENT_SIZE, device=device, batch=1))
+
+
+def run(
+    cases: Sequence[Case], *, check: bool, memory: bool, roofline: bool, timeout: float
+) -> Iterator[dict[str, Any]]:
+    """Measure, and print as it goes. Gives after each case all that was found so far, what --json writes."""
+    machine = describe(cases[0].device)
+    print("; ".join(f"{name} {value}" for name, value in machine.items() if value is not None), flush=True)
+    peaks: dict[str, Any] = {}
+    agreed: set[tuple] = set()
+    results: list[dict[str, Any]] = []
+    for case in cases:
+        if roofline and case.dtype not in peaks and case.dtype != "float64":
+            arguments = {"device": case.device, "dtype": case.dtype, "threads": case.threads}
+            try:
+                peaks[case.dtype] = in_fresh_process("benchmarks.machine:peaks", arguments, timeout)
+                roof = peaks[case.dtype]
+                print(f"peak, {case.dtype}: {roof['flops'] / 1e9:.0f} GFLOP/s, {roof['bytes'] / 1e9:.1f} GB/s")
+            except Failed as failure:
+                print(f"peak, {case.dtype}: {failure}")
+        if KINDS[case.kind] == "models":  # one comparison for inference of all sizes, and one for training
+            group = (case.config, case.opts, case.peer, case.kind in ("training", "criterion"))
+        else:
+            group = (case,)
+        result = measured(case, memory=memory, check=check and group not in agreed, timeout=timeout)
+        agreed.add(group)
+        results.append(result)
+        print(f"\n{report.title(result['case'])}")
+        if result.get("agreement"):
+            found = ", ".join(f"{name} {value:.1e}" for name, value in result["agreement"].items())
+            print(f"the two differ by: {found}")
+        if result.get("seconds"):
+            print(report.table(result, peaks))
+        for what, said in result.get("notes", {}).items():
+            print(f"{what}: {said}")
+        for what, why in result["failed"].items():
+            print(f"{what}: {why}")
+        sys.stdout.flush()
+        yield {"machine": machine, "peaks": peaks, "results": results}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The program. Raises SystemExit with 2 for what the user can put right, with 1 where a measurement failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"{', '.join(KINDS)} (inference training)")
+    parser.add_argument("--suite", choices=SUITES, help="a list of cases, in place of KINDs and their sizes")
+    parser.add_argument("--config-file", default=str(DEFAULT_CONFIG), metavar="YAML", help="(ADE20K, FASeg R50)")
+    parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="config; a peer gets those it has")
+    parser.add_argument("--size", type=int, nargs=2, action="append", metavar=("H", "W"), help="several (512 512)")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1], help="images at once (1)")
+    parser.add_argument("--dtype", nargs="+", default=["float32"], choices=DTYPES, help="(float32)")
+    parser.add_argument("--allocator", nargs="+", default=["default"], choices=["default", "tuned"])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=0, help="of the CPU (torch's choice)")
+    parser.add_argument("--rounds", type=int, default=5, help="steps of each side (5)")
+    parser.add_argument("--peer", metavar="PATH", help="a checkout of FASeg or Mask2Former, huggingface, or plain")
+    parser.add_argument("--peer-config", metavar="YAML", help="the peer's (the file at the same place in its tree)")
+    parser.add_argument("--no-check", action="store_true", help="do not compare the peer's answers with ours first")
+    parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--no-roofline", action="store_true")
+    parser.add_argument("--timeout", type=float, default=600, help="seconds for each process (600)")
+    parser.add_argument("--json", metavar="FILE", help="write all numbers here")
+    args = parser.parse_args(arguments)
+    for name in ("rounds", "timeout"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} is {getattr(args, name)}; it must be at least 1")
+    if min(args.batch) < 1:
+        parser.error(f"--batch is {min(args.batch)}; it must be at least 1")
+    if len(args.opts) % 2:
+        parser.error(f"--opts come in pairs KEY VALUE; {args.opts[-1]!r} has no partner")
+    if unknown := sorted(set(args.kinds) - set(KINDS)):
+        parser.error(f"{', '.join(unknown)} cannot be measured; choose from {', '.join(KINDS)}")
+    if args.suite == "gpu" and args.device == "cpu":
+        parser.error("--suite gpu measures a GPU, and --device is cpu (as it is by default where none is to be seen)")
+    if args.suite and args.kinds:
+        parser.error(f"--suite {args.suite} names its own cases; leave out {' '.join(args.kinds)}")
+    cases = _cases(args, parser)
+    command = ["python", "benchmarks/run.py", *(sys.argv[1:] if arguments is None else arguments)]
+    started = time.perf_counter()
+    wanted = {"memory": not args.no_memory, "roofline": not args.no_roofline, "check": not args.no_check}
+    for found in run(cases, **wanted, timeout=args.timeout):
+        found |= {"command": command, "seconds": time.perf_counter() - started}
+        if args.json:  # anew after each case: what was measured is there, whatever becomes of the rest
+            Path(args.json).write_text(json.dumps(found, indent=1) + "\n")
+    if any(result["failed"] for result in found["results"]):
+        sys.exit(1)
+
+
+def _cases(args: argparse.Namespace, parser: argparse.ArgumentParser) -> list[Case]:
+    peer = args.peer
+    if peer and peer != HUGGING_FACE and not is_plain(peer):
+        if not Path(peer).is_dir():
+            parser.error(
+                f"--peer is {peer}, which is no folder; give a checkout of FASeg or Mask2Former, huggingface or plain"
+            )
+        peer = str(Path(peer).resolve())
+    base = Case(
+        kind="inference",
+        config=str(Path(args.config_file).resolve()),
+        opts=tuple(args.opts),
+        device=args.device,
+        threads=args.threads,
+        rounds=args.rounds,
+        peer=peer,
+        peer_config=args.peer_config and str(Path(args.peer_config).resolve()),
+    )
+    if args.suite:
+        return SUITES[args.suite](base)
+    kinds, sizes = args.kinds or ["inference", "training"], args.size or [(512, 512)]
+    return [
+        dataclasses.replace(base, kind=kind, size=tuple(size), batch=batch, dtype=dtype, allocator=allocator)
+        for kind, size, batch, dtype, allocator in itertools.product(
+            kinds, sizes, args.batch, args.dtype, args.allocator
+        )
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Lists of cases with a name: what the documentation shows, and what a GPU is asked in one call."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from benchmarks.case import Case
+from benchmarks.measure import ROOT
+
+ADE20K = ROOT / "configs/ade20k/semantic-segmentation"
+CITYSCAPES = ROOT / "configs/cityscapes/semantic-segmentation"
+
+
+def cpu(base: Case) -> list[Case]:
+    """Inference and training of R50, under both allocators."""
+    model = dataclasses.replace(base, config=str(ADE20K / "faseg_r50.yaml"))
+    cases = []
+    for allocator in ("default", "tuned"):
+        case = dataclasses.replace(model, allocator=allocator)
+        cases += [
+            dataclasses.replace(case, kind="inference"),
+            dataclasses.replace(case, kind="labels"),
+            dataclasses.replace(case, kind="training", size=(256, 256), batch=2),
+        ]
+    training = dataclasses.replace(model, kind="training", batch=2)
+    return [*cases, training, dataclasses.replace(training, kind="criterion", size=(256, 256))]
+
+
+def sizes(base: Case) -> list[Case]:
+    """Inference at other sizes, batches and configs."""
+    model = dataclasses.replace(base, kind="inference", config=str(ADE20K / "faseg_r50.yaml"))
+    return [
+        dataclasses.replace(model, size=(512, 683)),
+        dataclasses.replace(model, batch=4),
+        dataclasses.replace(model, config=str(ADE20K / "swin/faseg_swin_tiny.yaml")),
+        dataclasses.replace(model, config=str(ADE20K / "maskformer2_R50_bs16_160k.yaml")),
+        dataclasses.replace(model, config=str(CITYSCAPES / "faseg_r50.yaml"), size=(1024, 2048), rounds=3),
+        dataclasses.replace(model, size=(2048, 2048), rounds=2),
+    ]
+
+
+def data(base: Case) -> list[Case]:
+    """The mapper under the recipes of ADE20K and Cityscapes, and evaluation from scores and from labels."""
+    ade20k = dataclasses.replace(base, config=str(ADE20K / "faseg_r50.yaml"), size=(512, 683), batch=8)
+    cityscapes = dataclasses.replace(base, config=str(CITYSCAPES / "faseg_r50.yaml"), size=(1024, 2048), batch=4)
+    return [
+        dataclasses.replace(ade20k, kind="mapper"),
+        dataclasses.replace(cityscapes, kind="mapper"),
+        dataclasses.replace(ade20k, kind="evaluation", batch=4),
+        dataclasses.replace(ade20k, kind="evaluation-labels", batch=4),
+    ]
+
+
+def gpu(base: Case) -> list[Case]:
+    """All that a GPU is asked, the most important first; less than ten minutes."""
+    model = dataclasses.replace(base, config=str(ADE20K / "faseg_r50.yaml"), rounds=max(base.rounds, 10), warmup=3)
+    inference = dataclasses.replace(model, kind="inference", dtype="float16")
+    training = dataclasses.replace(model, kind="training", batch=16, dtype="bfloat16")
+    table6 = dataclasses.replace(training, batch=4, dtype="float16", rounds=3, peer=None)
+    operation = dataclasses.replace(model, kind="deformable", batch=4, peer="plain")
+    return [
+        inference,
+        dataclasses.replace(inference, batch=16),
+        training,
+        dataclasses.replace(model, kind="synchronisation", batch=2, peer=None),
+        dataclasses.replace(operation, dtype="float32"),
+        dataclasses.replace(operation, dtype="bfloat16"),
+        dataclasses.replace(operation, dtype="float16"),
+        dataclasses.replace(training, dtype="float16"),
+        dataclasses.replace(inference, dtype="float32"),
+        dataclasses.replace(inference, dtype="bfloat16", batch=16, peer="plain"),
+        *(
+            dataclasses.replace(table6, opts=("MODEL.FASEG.HIGH_RES.ATTENTION", attention))
+            for attention in ("hrca", "random", "rcda", "vanilla")
+        ),
+        dataclasses.replace(inference, kind="labels", batch=16),
+        dataclasses.replace(training, opts=("SPEED.COMPILE", "True"), peer=None),
+    ]
+
+
+SUITES: dict[str, Callable[[Case], list[Case]]] = {"cpu": cpu, "sizes": sizes, "data": data, "gpu": gpu}
