@@ -35,11 +35,6 @@ def times(case: dict[str, Any]) -> dict[str, Any]:
     return {"seconds": seconds, "names": {name: label for name, (label, _) in sides.items()}}
 
 
-def memory(case: dict[str, Any], side: str) -> dict[str, int]:
-    """Not measured."""
-    return {}
-
-
 def agreement(case: dict[str, Any]) -> dict[str, float]:
     """Of evaluation: by how many points of a hundred a score of the peer differs from ours, at most. Augmentation is
     random, and equal only in distribution: nothing is compared."""

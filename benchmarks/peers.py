@@ -25,13 +25,13 @@ from benchmarks.machine import commit_name
 from benchmarks.measure import ROOT, Boundary
 from benchmarks.sides import (
     BACKBONE,
-    CRITERION,
     DECODER,
-    MATCHING,
     OPTIMIZER,
     PIXEL_DECODER,
     Ours,
     autocast,
+    loss_parts,
+    network_parts,
     to_dtype,
 )
 from fasegr.modeling import fast_paths
@@ -140,15 +140,10 @@ class Checkout:
         self.model.load_state_dict(state, strict=True)
 
     def network(self) -> list[Boundary]:
-        head = self.model.sem_seg_head
-        return [
-            Boundary(BACKBONE, self.model, "backbone"),
-            Boundary(PIXEL_DECODER, head, "pixel_decoder"),
-            Boundary(DECODER, head, "predictor"),
-        ]
+        return network_parts(self.model)
 
     def losses(self) -> list[Boundary]:
-        return [Boundary(CRITERION, self.model, "criterion"), Boundary(MATCHING, self.model.criterion, "matcher")]
+        return loss_parts(self.model)
 
     def infer(self, samples: list[dict], labels: bool) -> list[Tensor]:
         scores = [result["sem_seg"] for result in self.model(samples)]
@@ -235,7 +230,7 @@ class HuggingFace:
         ]
 
     def losses(self) -> list[Boundary]:
-        return [Boundary(CRITERION, self.model, "criterion"), Boundary(MATCHING, self.model.criterion, "matcher")]
+        return loss_parts(self.model)
 
     def _pixels(self, samples: list[dict]) -> Tensor:
         dtype = next(self.model.parameters()).dtype

@@ -1,4 +1,4 @@
-"""Results as tables, and as numbers next to those of another run."""
+"""Results as tables."""
 
 from __future__ import annotations
 

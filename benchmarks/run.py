@@ -57,7 +57,7 @@ def measured(case: Case, *, memory: bool, check: bool, timeout: float) -> dict[s
     if timed is None and case.peer:
         timed = attempt("time without the peer", "times", case=values | {"peer": None})
     result |= timed or {}
-    if memory and case.device == "cpu":  # of a GPU it comes with the times
+    if memory and case.device == "cpu" and KINDS[case.kind] != "data":  # of a GPU it comes with the times
         sides = [report.OURS, *([report.PEER] if case.peer else [])]
         found = {side: attempt(f"memory, {side}", "memory", case=values, side=side) for side in sides}
         result["memory"] = {side: parts for side, parts in found.items() if parts}
@@ -82,7 +82,8 @@ def run(
     agreed: set[tuple] = set()
     results: list[dict[str, Any]] = []
     for case in cases:
-        if roofline and case.dtype not in peaks and case.dtype != "float64":
+        needs_roof = roofline and KINDS[case.kind] == "models"  # the others have no parts to hold against it
+        if needs_roof and case.dtype not in peaks and case.dtype != "float64":
             arguments = {"device": case.device, "dtype": case.dtype, "threads": case.threads}
             try:
                 peaks[case.dtype] = in_fresh_process("benchmarks.machine:peaks", arguments, timeout)

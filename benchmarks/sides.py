@@ -74,6 +74,21 @@ def labelled_images(
     return samples
 
 
+def network_parts(model: nn.Module) -> list[Boundary]:
+    """Of a segmentor in Mask2Former's layout, ours or a checkout's."""
+    head = model.sem_seg_head
+    return [
+        Boundary(BACKBONE, model, "backbone"),
+        Boundary(PIXEL_DECODER, head, "pixel_decoder"),
+        Boundary(DECODER, head, "predictor"),
+    ]
+
+
+def loss_parts(model: nn.Module) -> list[Boundary]:
+    """The criterion, and the matching within it."""
+    return [Boundary(CRITERION, model, "criterion"), Boundary(MATCHING, model.criterion, "matcher")]
+
+
 class Ours:
     """This program."""
 
@@ -96,15 +111,10 @@ class Ours:
         return self.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
 
     def network(self) -> list[Boundary]:
-        head = self.model.sem_seg_head
-        return [
-            Boundary(BACKBONE, self.model, "backbone"),
-            Boundary(PIXEL_DECODER, head, "pixel_decoder"),
-            Boundary(DECODER, head, "predictor"),
-        ]
+        return network_parts(self.model)
 
     def losses(self) -> list[Boundary]:
-        return [Boundary(CRITERION, self.model, "criterion"), Boundary(MATCHING, self.model.criterion, "matcher")]
+        return loss_parts(self.model)
 
     def infer(self, samples: list[dict], labels: bool) -> list[Tensor]:
         self.model.semantic_output = "labels" if labels else "scores"

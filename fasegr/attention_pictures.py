@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fasegr.attention_maps import LayerAttention, record_attention
-from fasegr.page_layout import FAINT_INK, INK, PAPER, Style, legend, stack, with_margin
+from fasegr.page_layout import FAINT_INK, INK, PAPER, Style, legend, stack, title_cell, with_margin
 from fasegr.predictor import Predictor
 
 __all__ = ["Cell", "Look", "Target", "attention_page", "attention_row", "best_query", "look", "peaks"]
@@ -311,10 +311,7 @@ def _captioned(cell: Cell, style: Style) -> Image.Image:
 
 
 def _side_title(text: str, height: int, style: Style) -> Image.Image:
-    size = round(1.25 * style.text)
-    cell = Image.new("RGB", (height, round(1.8 * size)), PAPER)
-    ImageDraw.Draw(cell).text((cell.width / 2, cell.height / 2), text, INK, ImageFont.load_default(size), anchor="mm")
-    return cell.rotate(90, expand=True)
+    return title_cell(text, height, style).rotate(90, expand=True)
 
 
 def _ramp(style: Style) -> Image.Image:

@@ -18,6 +18,7 @@ from fasegr.data.augmentation import Box, ShortestEdge, resize_image
 from fasegr.data.build import check_num_classes
 from fasegr.data.datasets import register_from_config
 from fasegr.data.image_io import open_image
+from fasegr.data.view import channels_first
 from fasegr.object_pictures import class_list, draw_result
 from fasegr.sliding_window import windowed
 from fasegr.test_time_augmentation import TestTimeAugmentation, augmented_cfg
@@ -101,7 +102,7 @@ class Predictor:
         """
         photo = _photo(image)
         size = self.resize.scaled((photo.height, photo.width), self.resize.lengths[0])
-        pixels = np.array(np.asarray(resize_image(photo, size, Box(0, 0, *size))).transpose(2, 0, 1), order="C")
+        pixels = channels_first(resize_image(photo, size, Box(0, 0, *size)))
         return self.model([{"image": torch.from_numpy(pixels), "height": photo.height, "width": photo.width}])[0]
 
     def draw(

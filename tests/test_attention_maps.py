@@ -8,27 +8,11 @@ from torch.nn import functional as F
 from fasegr.attention_maps import record_attention
 from fasegr.modeling.pixel_decoder import PixelDecoderOutput
 from fasegr.modeling.transformer_decoder.decoder import MultiScaleMaskedTransformerDecoder
+from tests.modeling.transformer_decoder.test_decoder import DEFAULTS as DECODER
+from tests.modeling.transformer_decoder.test_decoder import SIZES
 
-SIZES = [(2, 3), (4, 6), (8, 12), (16, 24)]
 DIM, QUERIES, HEADS = 16, 5, 2
-DEFAULTS = {
-    "num_classes": 4,
-    "dim": DIM,
-    "num_queries": QUERIES,
-    "num_heads": HEADS,
-    "ffn_dim": 16,
-    "num_layers": 6,
-    "mask_dim": 8,
-    "enforce_input_project": False,
-    "positional_query": "dfpq",
-    "first_query_region": "background",
-    "mask_threshold": 0.4,
-    "high_res_attention": "hrca",
-    "high_res_levels": [4],
-    "omega": 3,
-    "high_res_selection": "window",
-    "high_res_query": "static",
-}
+DEFAULTS = {**DECODER, "dim": DIM, "num_heads": HEADS}
 VARIANTS = {
     "release": {},
     "paper": {"high_res_selection": "pixel", "high_res_query": "dynamic", "first_query_region": "foreground"},

@@ -6,8 +6,7 @@ python tools/ablation_costs.py --table 8 --device cuda
 
 #P in M, #F in G multiply-adds of one 512 x 512 image, memory in MB (2^20 bytes) of training with 4 such images: on a
 GPU the peak of real steps, else a count: what is kept for the backward pass, and with the state (weights, gradients,
-AdamW's moments). docs/ablations.md says what the figures
-mean. Models have random weights; nothing is fetched.
+AdamW's moments). docs/ablations.md says what the figures mean. Models have random weights; nothing is fetched.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ class DecodedCache:
     An entry holds for the size and modification time that its source had; a source that has changed is decoded again,
     and its old entry removed. Entries appear whole, under their name, so any number of processes may fill one folder.
     An RGB image takes 3 bytes a pixel: 21 GB for ADE20K, 19 GB for Cityscapes; their label maps a third of it.
+    The segments of a panoptic PNG take 4 bytes a pixel.
     """
 
     def __init__(self, folder: str | os.PathLike):

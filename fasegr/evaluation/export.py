@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from pycocotools import mask as coco
 
 
 def label_file_names(image_files: Iterable[str]) -> dict[str, str]:
@@ -60,8 +61,6 @@ def run_lengths(labels: np.ndarray) -> dict[int, dict]:
 
     labels: (H, W) integers. Returns {label: {"size": [H, W], "counts": str}}, labels rising.
     """
-    from pycocotools import mask as coco  # needed by nothing else in the evaluation
-
     size = [int(side) for side in labels.shape]
     columns = labels.T.ravel()  # COCO runs down the columns
     starts = np.concatenate([[0], np.flatnonzero(columns[1:] != columns[:-1]) + 1])

@@ -17,10 +17,9 @@ from torch import Tensor
 # name -> what is computed in another way, and where
 FAST_PATHS = {
     "embedding_bag": "deformable sampling as one weighted bag, on the CPU (pixel_decoder/ops/ms_deform_attn.py)",
-    "triton_semantic_output": "scores or labels of all pixels as one kernel, on a GPU (meta_arch/triton_semantic.py)",
     "triton_deformable_attention": "the same as one kernel, on a GPU (pixel_decoder/ops/triton_deform_attn.py)",
+    "triton_semantic_output": "scores or labels of all pixels as one kernel, on a GPU (meta_arch/triton_semantic.py)",
     "triton_cross_attention": "no weights stored, inference on a GPU (transformer_decoder/triton_cross_attention.py)",
-    "channels_last_resize": "resizing maps whose channels lie together, in inference on the CPU (resize.py)",
     "heads_in_turn": "attention whose mean is read, head by head, on the CPU (transformer_decoder/heads_in_turn.py)",
     "onednn_linear": "linear layers over many tokens, on a CPU where MKL is slow (linear.py)",
     "softmax_of_few": "softmax over a few entries, in inference on the CPU (pixel_decoder/softmax.py)",

@@ -88,7 +88,7 @@ class SemanticMapper:
         height, width = image.size
         sample = {"file_name": path, "height": height, "width": width}
         if "image_id" in record:
-            sample["image_id"] = record["image_id"]  # by which COCO's truth finds the prediction
+            sample["image_id"] = record["image_id"]  # detectron2's own COCO evaluators ask for it
         if not self.is_train:
             size = self.resize.scaled(image.size, self.resize.lengths[0])
             return {**sample, "image": torch.from_numpy(channels_first(image.resized(size, Box(0, 0, *size))))}

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fasegr.modeling import fast_paths
-from fasegr.modeling.resize import source_rows
 
 # Elements of one strip's planes. 2 Mi of float32 stay in the caches of a CPU and still fill a GPU's cores.
 STRIP_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}
@@ -80,3 +79,12 @@ def mask_strips(
 def row_elements(planes: int, padded: tuple[int, int], image: tuple[int, int], output: tuple[int, int]) -> int:
     """Elements that one output row costs in `planes` maps, with those of the image rows that it is made of."""
     return planes * max(padded[1], output[1]) * max(1, image[0] // output[0])
+
+
+def source_rows(rows: slice, size: int, output: int) -> tuple[Tensor, Tensor, Tensor]:
+    """For `rows` of `output` in all: which two of `size` rows each is made of, and the weight of the second; (n,) each,
+    on the host."""
+    position = (torch.arange(rows.start, rows.stop, dtype=torch.float64) + 0.5) * (size / output) - 0.5
+    position = position.clamp_(min=0)
+    low = position.long().clamp_(max=size - 1)
+    return low, (low + 1).clamp_(max=size - 1), position - low

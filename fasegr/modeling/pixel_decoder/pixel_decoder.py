@@ -15,7 +15,6 @@ from fasegr.modeling.linear import Linear, linear
 from fasegr.modeling.pixel_decoder import token_blocks
 from fasegr.modeling.pixel_decoder.ops import deformable_attention
 from fasegr.modeling.pixel_decoder.softmax import softmax_of_few
-from fasegr.modeling.resize import resize
 from fasegr.modeling.transformer_decoder.level import level_strides
 from fasegr.modeling.transformer_decoder.position_encoding import build_key_position
 
@@ -271,7 +270,8 @@ class MSDeformAttnPixelDecoder(nn.Module):
         outputs = self.transformer(maps, positions[: len(maps)])
         for i, name in zip(range(len(self.fpn_features), 0, -1), self.fpn_features, strict=True):
             lateral = self.get_submodule(f"adapter_{i}")(features[name])
-            merged = lateral + resize(outputs[-1], lateral.shape[-2:])
-            del lateral  # the finest maps set the peak of the memory
+            coarser = F.interpolate(outputs[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False)
+            merged = lateral + coarser
+            del lateral, coarser  # the finest maps set the peak of the memory
             outputs.append(self.get_submodule(f"layer_{i}")(merged))
         return PixelDecoderOutput(self.mask_features(outputs[-1]), outputs[: len(self.levels)], positions)

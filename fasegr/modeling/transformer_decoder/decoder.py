@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fasegr.modeling.layers import MLP, c2_xavier_fill
 from fasegr.modeling.pixel_decoder import PixelDecoderOutput
-from fasegr.modeling.resize import resize
 from fasegr.modeling.transformer_decoder.attention import FFNLayer, SelfAttentionLayer
 from fasegr.modeling.transformer_decoder.level import Level
 from fasegr.modeling.transformer_decoder.positional_query import (
@@ -203,7 +203,9 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         its own size. They are thresholded, so no gradient runs through them.
         """
         return [
-            resize(mask_features, level.size).flatten(2) if read.uses_mask else None
+            F.interpolate(mask_features, size=level.size, mode="bilinear", align_corners=False).flatten(2)
+            if read.uses_mask
+            else None
             for level, read in zip(levels, self.reads, strict=True)
         ]
 
