@@ -22,9 +22,12 @@ FAST_PATHS = {
     "triton_cross_attention": "no weights stored, inference on a GPU (transformer_decoder/triton_cross_attention.py)",
     "heads_in_turn": "attention whose mean is read, head by head, on the CPU (transformer_decoder/heads_in_turn.py)",
     "onednn_linear": "linear layers over many tokens, on a CPU where MKL is slow (linear.py)",
+    "patch_products": "gradients of convolutions' weights, on a CPU without AVX-512 (convolution.py)",
     "softmax_of_few": "softmax over a few entries, in inference on the CPU (pixel_decoder/softmax.py)",
     "strip_rows": "rows of full-size strips one by one, in inference on the CPU (meta_arch/strips.py)",
     "token_blocks": "encoder layers by blocks of tokens, in inference on the CPU (pixel_decoder/token_blocks.py)",
+    "winograd": "3 x 3 convolutions with fewer multiplications, on a CPU without AVX-512 (winograd.py)",
+    "zero_rows": "gradients of masks that nothing was asked of are left out, on a CPU (mask_product.py)",
 }
 
 _off: set[str] = set()
@@ -37,13 +40,17 @@ def enabled(name: str) -> bool:
     return name not in _off and name not in _named_by_environment()
 
 
+def at_work_on_cpu(x: Tensor) -> bool:
+    """Whether `x` is computed with on the CPU, now: it is not traced and has content."""
+    return type(x) is Tensor and x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def in_cpu_inference(x: Tensor) -> bool:
-    """Whether `x` is computed with on the CPU, now, and no gradient runs through it: it is not traced and has content.
+    """Whether `x` is computed with on the CPU, now, and no gradient runs through it.
 
     Forms that write into memory of their own are for this case alone.
     """
-    at_work = type(x) is Tensor and not torch.compiler.is_compiling()
-    return at_work and x.device.type == "cpu" and not (torch.is_grad_enabled() and x.requires_grad)
+    return at_work_on_cpu(x) and not (torch.is_grad_enabled() and x.requires_grad)
 
 
 @contextmanager

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fasegr.modeling.convolution import conv2d
+
 
 class FrozenBatchNorm2d(nn.Module):
     """Batch norm with fixed statistics and affine, all of them buffers (no gradient, no update).
@@ -81,9 +83,18 @@ class ConvNorm(nn.Conv2d):
     """
 
     def __init__(
-        self, *args, norm: nn.Module | None = None, activation: Callable[[Tensor], Tensor] | None = None, **kw
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        bias: bool = True,
+        norm: nn.Module | None = None,
+        activation: Callable[[Tensor], Tensor] | None = None,
     ):
-        super().__init__(*args, **kw)
+        super().__init__(in_channels, out_channels, kernel_size, stride=stride, padding=padding, bias=bias)
         self.norm = norm
         self.activation = activation
 
@@ -91,9 +102,9 @@ class ConvNorm(nn.Conv2d):
         if isinstance(self.norm, FrozenBatchNorm2d):
             # (w * x) * s + t = (s w) * x + t; the weight is far smaller than the map, also in training
             scale, shift = self.norm.scale_and_shift()
-            x = self._conv_forward(x, self.weight * scale.view(-1, 1, 1, 1), shift)
+            x = conv2d(x, self.weight * scale.view(-1, 1, 1, 1), shift, self.stride, self.padding)
         else:
-            x = super().forward(x)
+            x = conv2d(x, self.weight, self.bias, self.stride, self.padding)
             if self.norm is not None:
                 x = self.norm(x)
         return x if self.activation is None else self.activation(x)

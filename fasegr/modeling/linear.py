@@ -1,11 +1,11 @@
 """Linear layers over many tokens, through the faster of torch's two matrix libraries.
 
-On a CPU `F.linear` in float32 is a product by MKL, which leaves the widest vector instructions unused on processors
-that are not Intel's. The same product as a convolution of 1 x 1 goes to oneDNN, which uses them everywhere: a token
-(C,) is a pixel of C channels, T tokens are a map of T x 1 pixels, and where the channels of a pixel lie together
-nothing is copied.
+On a CPU `F.linear` in float32 is a product by MKL, which leaves AVX-512 unused on processors that are not Intel's. The
+same product as a convolution of 1 x 1 goes to oneDNN, which uses it everywhere: a token (C,) is a pixel of C channels,
+T tokens are a map of T x 1 pixels, and where the channels of a pixel lie together nothing is copied.
 
 On an Intel processor the two are equally fast, and `MKL_ENABLE_INSTRUCTIONS=AVX2` shows there what the others see.
+Where AVX2 is the widest there is, MKL is no slower forward, and its backward pass takes half of oneDNN's time.
 """
 
 from __future__ import annotations
@@ -45,8 +45,10 @@ def _suits(x: Tensor, weight: Tensor) -> bool:
 
 
 def _mkl_is_slow() -> bool:
-    """Whether torch multiplies by MKL on a processor of AMD's."""
+    """Whether torch multiplies by MKL on a processor of AMD's that has AVX-512."""
     if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
+        return False
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
     cpuinfo = Path("/proc/cpuinfo")  # Linux; on Windows the name of the processor ends in its vendor
     about = cpuinfo.read_text(errors="replace") if cpuinfo.exists() else platform.processor()

@@ -17,6 +17,7 @@ from fasegr.modeling.layers import MLP, c2_xavier_fill
 from fasegr.modeling.pixel_decoder import PixelDecoderOutput
 from fasegr.modeling.transformer_decoder.attention import FFNLayer, SelfAttentionLayer
 from fasegr.modeling.transformer_decoder.level import Level
+from fasegr.modeling.transformer_decoder.mask_product import mask_product
 from fasegr.modeling.transformer_decoder.positional_query import (
     ConstantQuery,
     GridAnchors,
@@ -215,5 +216,4 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         embedding = self.mask_embed(normed)
         if not whole:
             return embedding, None
-        masks = (embedding @ mask_features.flatten(2)).unflatten(2, mask_features.shape[-2:])
-        return embedding, Prediction(self.class_embed(normed), masks)
+        return embedding, Prediction(self.class_embed(normed), mask_product(embedding, mask_features))
