@@ -24,13 +24,15 @@ class Match(NamedTuple):
     targets: Tensor
 
 
-def softplus_sum(x: Tensor) -> Tensor:
+def softplus_sum(x: Tensor, inside: Tensor) -> Tensor:
     """Sum of softplus(x) = log(1 + e^x) over the points, (N, P) -> (N,), with one logarithm for 64 points.
 
-    softplus(x) = max(x, 0) - log sigmoid(|x|), and a sum of logarithms is the logarithm of a product. A factor is at
-    least 1/2, so that 64 of them are far from underflow.
+    inside: sigmoid(x). softplus(x) = max(x, 0) - log sigmoid(|x|), and sigmoid(|x|) is the larger of sigmoid(x) and
+    1 - sigmoid(x). A sum of logarithms is the logarithm of a product; a factor is at least 1/2, so that 64 of them are
+    far from underflow.
     """
-    factors = x.t().abs().sigmoid_()  # points first, as they are laid out: products of rows
+    inside = inside.t()  # points first, as they are laid out: products of rows
+    factors = torch.maximum(inside, 1 - inside)
     whole = len(factors) // 64 * 64
     products = factors[:whole].unflatten(0, (64, whole // 64)).prod(0)
     return x.relu().sum(1) - products.log().sum(0) - factors[whole:].log().sum(0)
@@ -52,8 +54,8 @@ def matching_cost(
     """
     class_weight, mask_weight, dice_weight = weights
     probability = at_least_float32(class_logits).softmax(-1).index_select(-1, labels)
-    entropy = (softplus_sum(mask_logits) - masks @ mask_logits.t()) / mask_logits.shape[1]  # (K, L * Q)
     inside = mask_logits.sigmoid()
+    entropy = (softplus_sum(mask_logits, inside) - masks @ mask_logits.t()) / mask_logits.shape[1]  # (K, L * Q)
     dice = 1 - (2 * (masks @ inside.t()) + 1) / (inside.sum(1) + masks.sum(1, keepdim=True) + 1)
     mask_cost = mask_weight * entropy + dice_weight * dice
     return mask_cost.t().reshape(probability.shape) - class_weight * probability

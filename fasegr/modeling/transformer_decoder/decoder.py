@@ -17,7 +17,7 @@ from fasegr.modeling.layers import MLP, c2_xavier_fill
 from fasegr.modeling.pixel_decoder import PixelDecoderOutput
 from fasegr.modeling.transformer_decoder.attention import FFNLayer, SelfAttentionLayer
 from fasegr.modeling.transformer_decoder.level import Level
-from fasegr.modeling.transformer_decoder.mask_product import mask_product
+from fasegr.modeling.transformer_decoder.mask_product import mask_products
 from fasegr.modeling.transformer_decoder.positional_query import (
     ConstantQuery,
     GridAnchors,
@@ -33,6 +33,13 @@ class Prediction(NamedTuple):
 
     class_logits: Tensor
     mask_logits: Tensor
+
+
+class _Answer(NamedTuple):
+    """What a layer predicts from, before the masks are made: (B, Q, C) and (B, Q, mask_dim)."""
+
+    normed_queries: Tensor
+    mask_embedding: Tensor
 
 
 class MultiScaleMaskedTransformerDecoder(nn.Module):
@@ -155,10 +162,8 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         batch = mask_features.shape[0]
         queries = self.query_feat.weight.expand(batch, -1, -1)
         base = self.query_embed.weight.expand(batch, -1, -1)
-        predictions = []
-        embedding, prediction = self._predict(queries, mask_features, self.training)
-        if prediction is not None:
-            predictions.append(prediction)
+        answered = []
+        embedding = self._answer(queries, answered if self.training else [])
         mask_logits = embedding.detach() @ level_masks[0]
         query_pos = self.positional_query.first(base, Seen(None, None, mask_logits, levels[0]))
         low_attention = None
@@ -180,17 +185,15 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             queries = ffn(self_attention(attended.queries, query_pos))
 
             if i == last:
-                predictions.append(self._predict(queries, mask_features, True)[1])
+                self._answer(queries, answered)
                 break
             upcoming = (i + 1) % len(levels)
             if self.training or self.reads[upcoming].uses_mask:
-                embedding, prediction = self._predict(queries, mask_features, self.training)
-                if prediction is not None:
-                    predictions.append(prediction)
+                embedding = self._answer(queries, answered if self.training else [])
             mask_logits = embedding.detach() @ level_masks[upcoming] if self.reads[upcoming].uses_mask else None
             seen = Seen(attended.attention, level, mask_logits, levels[upcoming])
             query_pos = self.positional_query.renew(query_pos, base, seen)
-        return predictions
+        return self._predictions(answered, mask_features)
 
     def _level(self, i: int, features: Tensor, key_position: Tensor) -> Level:
         tokens = self.input_proj[i](features).flatten(2).transpose(1, 2) + self.level_embed.weight[i]
@@ -210,10 +213,15 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             for level, read in zip(levels, self.reads, strict=True)
         ]
 
-    def _predict(self, queries: Tensor, mask_features: Tensor, whole: bool) -> tuple[Tensor, Prediction | None]:
-        """The mask embedding (B, Q, mask_dim) of the queries and, if `whole`, the prediction it makes."""
+    def _answer(self, queries: Tensor, answered: list[_Answer]) -> Tensor:
+        """The mask embedding (B, Q, mask_dim) of the queries; with their norm it becomes a prediction of `answered`."""
         normed = self.decoder_norm(queries)
-        embedding = self.mask_embed(normed)
-        if not whole:
-            return embedding, None
-        return embedding, Prediction(self.class_embed(normed), mask_product(embedding, mask_features))
+        answered.append(_Answer(normed, self.mask_embed(normed)))
+        return answered[-1].mask_embedding
+
+    def _predictions(self, answered: Sequence[_Answer], mask_features: Tensor) -> list[Prediction]:
+        masks = mask_products([answer.mask_embedding for answer in answered], mask_features)
+        return [
+            Prediction(self.class_embed(answer.normed_queries), of_layer)
+            for answer, of_layer in zip(answered, masks, strict=True)
+        ]

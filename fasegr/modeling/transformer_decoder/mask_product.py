@@ -1,10 +1,13 @@
-"""Mask logits of all queries, whose gradient is asked of few.
+"""Mask logits of several layers, whose gradient is asked of few queries.
 
 The losses look at the queries that were matched to a target, a tenth of them; the gradient of the other masks is zero.
-Where the host can look at it without waiting, the backward pass takes its two products over the other rows alone.
+Where the host can look at it without waiting, the backward pass takes its products over the remaining rows alone, and
+those of all layers together: one product makes the gradient of the mask features, instead of a sum over layers.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,14 +16,14 @@ from torch.autograd.function import once_differentiable
 from fasegr.modeling import fast_paths
 
 
-def mask_product(embedding: Tensor, mask_features: Tensor) -> Tensor:
-    """(B, Q, D), (B, D, H, W) to (B, Q, H, W)."""
+def mask_products(embeddings: Sequence[Tensor], mask_features: Tensor) -> list[Tensor]:
+    """L of (B, Q, D) by (B, D, H, W) to L of (B, Q, H, W)."""
     features = mask_features.flatten(2)
-    if _skips_zero_rows(embedding, features):
-        masks = _MaskProduct.apply(embedding, features)
+    if _skips_zero_rows(embeddings[-1], features):
+        masks = _MaskProducts.apply(features, *embeddings)
     else:
-        masks = embedding @ features
-    return masks.unflatten(2, mask_features.shape[-2:])
+        masks = [embedding @ features for embedding in embeddings]
+    return [of_layer.unflatten(2, mask_features.shape[-2:]) for of_layer in masks]
 
 
 def _skips_zero_rows(embedding: Tensor, features: Tensor) -> bool:
@@ -36,22 +39,26 @@ def _skips_zero_rows(embedding: Tensor, features: Tensor) -> bool:
     )
 
 
-class _MaskProduct(torch.autograd.Function):
-    """`embedding @ features`: (B, Q, D), (B, D, n) to (B, Q, n)."""
+class _MaskProducts(torch.autograd.Function):
+    """`embedding @ features` for each embedding: (B, D, n), L of (B, Q, D) to L of (B, Q, n)."""
 
     @staticmethod
-    def forward(ctx, embedding, features):
-        ctx.save_for_backward(embedding, features)
-        return embedding @ features
+    def forward(ctx, features, *embeddings):
+        ctx.save_for_backward(features, *embeddings)
+        return tuple(embedding @ features for embedding in embeddings)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
-        embedding, features = ctx.saved_tensors
-        of_embedding, of_features = torch.zeros_like(embedding), torch.empty_like(features)
-        for image, of_image in enumerate(grad):
-            asked = of_image.ne(0).any(1).nonzero().flatten()  # NaN is not zero, and stays
-            of_asked = of_image[asked]
-            of_embedding[image, asked] = of_asked @ features[image].t()
-            torch.mm(embedding[image, asked].t(), of_asked, out=of_features[image])
-        return of_embedding, of_features
+    def backward(ctx, *grads):
+        features, *embeddings = ctx.saved_tensors
+        of_features = torch.empty_like(features)
+        of_embeddings = [torch.zeros_like(embedding) for embedding in embeddings]
+        for image, f in enumerate(features):
+            asked = [grad[image].ne(0).any(1).nonzero().flatten() for grad in grads]  # NaN is not zero, and stays
+            rows = torch.cat([grad[image, of_layer] for grad, of_layer in zip(grads, asked, strict=True)])
+            seen = torch.cat([e[image, of_layer] for e, of_layer in zip(embeddings, asked, strict=True)])
+            torch.mm(seen.t(), rows, out=of_features[image])
+            parts = (rows @ f.t()).split([len(of_layer) for of_layer in asked])
+            for of_embedding, of_layer, part in zip(of_embeddings, asked, parts, strict=True):
+                of_embedding[image, of_layer] = part
+        return of_features, *of_embeddings
