@@ -31,11 +31,24 @@ def softplus_sum(x: Tensor, inside: Tensor) -> Tensor:
     1 - sigmoid(x). A sum of logarithms is the logarithm of a product; a factor is at least 1/2, so that 64 of them are
     far from underflow.
     """
-    inside = inside.t()  # points first, as they are laid out: products of rows
-    factors = torch.maximum(inside, 1 - inside)
+    x, inside = x.t(), inside.t()  # points first, as they are laid out: products of rows
+    factors = 1 - inside
+    torch.maximum(inside, factors, out=factors)
     whole = len(factors) // 64 * 64
     products = factors[:whole].unflatten(0, (64, whole // 64)).prod(0)
-    return x.relu().sum(1) - products.log().sum(0) - factors[whole:].log().sum(0)
+    logarithms = products.log().sum(0) + factors[whole:].log().sum(0)
+    return torch.clamp(x, min=0, out=factors).sum(0) - logarithms  # in memory that is there
+
+
+def over_points(masks: Tensor, values: Tensor) -> Tensor:
+    """masks @ values.t(), sums over the points: (K, P), (N, P) -> (K, N).
+
+    The result is small and the sums are long, which leaves a matrix product nothing to share among the cores: the sums
+    are taken in 16 parts.
+    """
+    whole = masks.shape[1] // 16 * 16
+    parts = [x[:, :whole].unflatten(1, (16, whole // 16)).transpose(0, 1) for x in (masks, values)]
+    return torch.bmm(parts[0], parts[1].mT).sum(0) + masks[:, whole:] @ values[:, whole:].t()
 
 
 def matching_cost(
@@ -55,8 +68,8 @@ def matching_cost(
     class_weight, mask_weight, dice_weight = weights
     probability = at_least_float32(class_logits).softmax(-1).index_select(-1, labels)
     inside = mask_logits.sigmoid()
-    entropy = (softplus_sum(mask_logits, inside) - masks @ mask_logits.t()) / mask_logits.shape[1]  # (K, L * Q)
-    dice = 1 - (2 * (masks @ inside.t()) + 1) / (inside.sum(1) + masks.sum(1, keepdim=True) + 1)
+    entropy = (softplus_sum(mask_logits, inside) - over_points(masks, mask_logits)) / mask_logits.shape[1]
+    dice = 1 - (2 * over_points(masks, inside) + 1) / (inside.sum(1) + masks.sum(1, keepdim=True) + 1)
     mask_cost = mask_weight * entropy + dice_weight * dice
     return mask_cost.t().reshape(probability.shape) - class_weight * probability
 
