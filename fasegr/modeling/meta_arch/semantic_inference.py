@@ -24,12 +24,14 @@ def score_strips(
     output: tuple[int, int],
     *,
     resize_masks: bool = False,
+    classes_last: bool = False,
 ) -> Iterator[tuple[slice, Tensor]]:
     """Output rows and their scores (C, rows, output width), for one image, from top to bottom.
 
     class_logits: (Q, C + 1), the last being no-object. mask_logits: (Q, h, w). padded: size of the network's input,
     which the masks are upsampled to; image: the part of it that is image, top left; output: the size asked for.
     resize_masks: bring the mask logits to the output size and take the product there; else the scores are resized.
+    classes_last: lay a strip out pixel by pixel, as a search for the largest score wants it.
     """
     dtype = torch.promote_types(mask_logits.dtype, torch.float32)  # sums over a hundred queries, compared closely
     mask_logits = mask_logits.to(dtype)
@@ -37,8 +39,10 @@ def score_strips(
     planes = sum(probabilities.shape)
 
     def product(masks: Tensor) -> Tensor:
+        pixels = masks.sigmoid_().flatten(1)
         with torch.autocast(masks.device.type, enabled=False):  # which would take it in half precision
-            return torch.tensordot(probabilities, masks.sigmoid_(), dims=1)
+            scores = (pixels.t() @ probabilities.t()).t() if classes_last else probabilities @ pixels
+        return scores.unflatten(1, masks.shape[1:])
 
     def image_scores(first: int, last: int) -> Tensor:
         return product(image_rows(mask_logits, slice(first, last), padded, image[1]))
@@ -62,7 +66,9 @@ def semantic_labels(*arguments, resize_masks: bool = False) -> Tensor:
     """(*output) most likely class of each pixel, uint8 (int16 above 256 classes); arguments as `score_strips`."""
     if _fused(*arguments):
         return triton_semantic.semantic_map(*arguments, labels=True, resize_masks=resize_masks)
-    return collect_labels(score_strips(*arguments, resize_masks=resize_masks), arguments[-1])
+    *_, image, output = arguments
+    as_made = resize_masks or image == output  # resizing scores is quicker plane by plane
+    return collect_labels(score_strips(*arguments, resize_masks=resize_masks, classes_last=as_made), output)
 
 
 def _fused(*arguments) -> bool:
@@ -96,5 +102,5 @@ def collect_labels(strips: Iterable[tuple[slice, Tensor]], output: tuple[int, in
         if labels is None:
             dtype = torch.uint8 if len(strip) <= 256 else torch.int16
             labels = torch.empty(output, dtype=dtype, device=strip.device)
-        labels[rows] = strip.max(0).indices  # on a CPU half the time of argmax over the first dimension
+        labels[rows] = strip.max(0).indices  # on a CPU half the time of argmax
     return labels
