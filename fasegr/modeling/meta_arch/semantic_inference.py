@@ -39,10 +39,12 @@ def score_strips(
     planes = sum(probabilities.shape)
 
     def product(masks: Tensor) -> Tensor:
-        pixels = masks.sigmoid_().flatten(1)
+        rows = masks.sigmoid_().transpose(0, 1)  # row by row, since small products stay in the cache
+        left = probabilities.expand(len(rows), -1, -1)
         with torch.autocast(masks.device.type, enabled=False):  # which would take it in half precision
-            scores = (pixels.t() @ probabilities.t()).t() if classes_last else probabilities @ pixels
-        return scores.unflatten(1, masks.shape[1:])
+            if classes_last:
+                return torch.bmm(rows.mT, left.mT).permute(2, 0, 1)
+            return torch.bmm(left, rows).transpose(0, 1)
 
     def image_scores(first: int, last: int) -> Tensor:
         return product(image_rows(mask_logits, slice(first, last), padded, image[1]))
