@@ -16,6 +16,7 @@ from torch import Tensor
 
 # name -> what is computed in another way, and where
 FAST_PATHS = {
+    "doubling": "bilinear upsampling by two as sums of maps, in inference on the CPU (doubling.py)",
     "embedding_bag": "deformable sampling as one weighted bag, on the CPU (pixel_decoder/ops/ms_deform_attn.py)",
     "triton_deformable_attention": "the same as one kernel, on a GPU (pixel_decoder/ops/triton_deform_attn.py)",
     "triton_semantic_output": "scores or labels of all pixels as one kernel, on a GPU (meta_arch/triton_semantic.py)",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fasegr.modeling.doubling import upsample
 from fasegr.modeling.layers import ConvNorm, build_norm, c2_xavier_fill
 from fasegr.modeling.linear import Linear, linear
 from fasegr.modeling.pixel_decoder import token_blocks
@@ -270,8 +271,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         outputs = self.transformer(maps, positions[: len(maps)])
         for i, name in zip(range(len(self.fpn_features), 0, -1), self.fpn_features, strict=True):
             lateral = self.get_submodule(f"adapter_{i}")(features[name])
-            coarser = F.interpolate(outputs[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False)
-            merged = lateral + coarser
-            del lateral, coarser  # the finest maps set the peak of the memory
-            outputs.append(self.get_submodule(f"layer_{i}")(merged))
+            # The finest maps set the peak of the memory; neither a norm nor a convolution looks at its result again.
+            lateral += upsample(outputs[-1], lateral.shape[-2:])
+            outputs.append(self.get_submodule(f"layer_{i}")(lateral))
         return PixelDecoderOutput(self.mask_features(outputs[-1]), outputs[: len(self.levels)], positions)
