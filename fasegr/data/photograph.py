@@ -9,7 +9,7 @@ from PIL import Image
 
 from fasegr.data.augmentation import Box, resize_image, resize_pixels
 from fasegr.data.decoded_cache import DecodedCache
-from fasegr.data.image_io import open_image, read_image
+from fasegr.data.image_io import open_image, read_image, read_png
 
 __all__ = ["DecodedPhotograph", "Photograph", "read_photograph"]
 
@@ -26,7 +26,7 @@ class Photograph:
 
 
 class DecodedPhotograph:
-    """An image as the cache keeps it, uint8 (H, W, 3). size: (height, width)."""
+    """An image as an array, as the cache keeps it: uint8 (H, W, 3). size: (height, width)."""
 
     def __init__(self, pixels: np.ndarray):
         self.pixels, self.size = pixels, pixels.shape[:2]
@@ -39,5 +39,6 @@ class DecodedPhotograph:
 def read_photograph(path: str | Path, cache: DecodedCache | None) -> Photograph | DecodedPhotograph:
     """Raises what `open_image` raises."""
     if cache is None:
-        return Photograph(open_image(path))
+        pixels = read_png(path)
+        return Photograph(open_image(path)) if pixels is None else DecodedPhotograph(pixels)
     return DecodedPhotograph(cache.get(path, lambda: read_image(path)))
