@@ -1,8 +1,8 @@
 """Convolutions on processors with AVX2 at most, where oneDNN's are not the quickest.
 
 Its direct sum is near the peak there, but Winograd's algorithm needs a quarter of the multiplications
-(`winograd.conv3x3`). And its gradient of the weight of a kernel wider than 1 x 1 runs at a third of the peak: here it is
-a matrix product of the patches that the kernel has seen. With AVX-512 neither gains anything.
+(`winograd.conv3x3`). And its gradient of the weight of a kernel wider than 1 x 1 runs at a third of the peak: here it
+is a matrix product of the patches that the kernel has seen. On a processor with AVX-512 neither has been of use.
 """
 
 from __future__ import annotations

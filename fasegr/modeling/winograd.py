@@ -28,7 +28,7 @@ BLOCK = 256
 def suits(x: Tensor, weight: Tensor) -> bool:
     """Whether `conv3x3` is quicker than a direct sum: whole tiles, enough of them, and channels whose product outweighs
     the transforms. x: (B, C, H, W). weight: (O, C, kh, kw)."""
-    batch, channels, height, width = x.shape
+    batch, _, height, width = x.shape
     whole = height % TILE == width % TILE == 0
     many = batch * height * width >= BLOCK * TILE**2
     return whole and many and weight.shape[2:] == (3, 3) and min(weight.shape[:2]) >= 128
@@ -37,7 +37,7 @@ def suits(x: Tensor, weight: Tensor) -> bool:
 def conv3x3(x: Tensor, weight: Tensor) -> Tensor:
     """`F.conv2d(x, weight, padding=1)`: (B, C, H, W) by (O, C, 3, 3) to (B, O, H, W), channels last, without a gradient
     of its own. H and W are multiples of 4."""
-    batch, channels, height, width = x.shape
+    batch, _, height, width = x.shape
     if height % TILE or width % TILE:
         raise ValueError(f"Winograd's tiles cover maps with sides that are multiples of {TILE}, not {height} x {width}")
     kernels = _kernels(weight)
@@ -70,7 +70,7 @@ def _kernels(weight: Tensor) -> Tensor:
 
 
 def _tiles(rows: Tensor) -> Tensor:
-    """B^T d B of the tiles in some rows of a padded map, (4 t + 2, 4 u + 2, C): (6, 6, t, u, C), columns before rows."""
+    """B^T d B of the tiles in rows of a padded map, (4 t + 2, 4 u + 2, C): (6, 6, t, u, C), columns before rows."""
     height, width, channels = rows.shape
     t, u = height // TILE, width // TILE
     by_row = rows.new_empty(6, t, width, channels)
@@ -91,10 +91,10 @@ def _write(products: Tensor, rows: Tensor) -> None:
 def _input_transform(d: Sequence[Tensor], out: Sequence[Tensor]) -> None:
     """B^T along one side, six maps to six:
 
-        4 d0 - 5 d2 + d4
-        (d4 - 4 d2) + (d3 - 4 d1)      (d4 - 4 d2) - (d3 - 4 d1)
-        (d4 - d2) + 2 (d3 - d1)        (d4 - d2) - 2 (d3 - d1)
-        4 d1 - 5 d3 + d5
+    4 d0 - 5 d2 + d4
+    (d4 - 4 d2) + (d3 - 4 d1)      (d4 - 4 d2) - (d3 - 4 d1)
+    (d4 - d2) + 2 (d3 - d1)        (d4 - d2) - 2 (d3 - d1)
+    4 d1 - 5 d3 + d5
     """
     even, odd = d[4] - d[2], d[3] - d[1]
     torch.add(even, odd, alpha=2, out=out[3])
@@ -110,8 +110,8 @@ def _input_transform(d: Sequence[Tensor], out: Sequence[Tensor]) -> None:
 def _output_transform(m: Sequence[Tensor], out: Sequence[Tensor]) -> None:
     """A^T along one side, six maps to four:
 
-        m0 + (m1 + m2) + (m3 + m4)     (m1 - m2) + 2 (m3 - m4)
-        (m1 + m2) + 4 (m3 + m4)        (m1 - m2) + 8 (m3 - m4) + m5
+    m0 + (m1 + m2) + (m3 + m4)     (m1 - m2) + 2 (m3 - m4)
+    (m1 + m2) + 4 (m3 + m4)        (m1 - m2) + 8 (m3 - m4) + m5
     """
     near_sum, near_difference = m[1] + m[2], m[1] - m[2]
     far_sum, far_difference = m[3] + m[4], m[3] - m[4]

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from fasegr.data.image_io import (
     BadFile,
@@ -10,6 +10,7 @@ from fasegr.data.image_io import (
     label_size,
     read_image,
     read_label,
+    read_png,
 )
 
 RNG = np.random.default_rng(0)
@@ -69,6 +70,31 @@ def test_exif_orientation(tmp_path, orientation):
         expected = np.asarray(ImageOps.exif_transpose(opened))
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), expected)
     assert image_size(tmp_path / "a.png") == expected.shape[:2]
+
+
+def test_pngs_of_8_bit_rgb_are_read_by_libpng(tmp_path):
+    Image.fromarray(COLOUR).save(tmp_path / "rgb.png")
+    pixels = read_png(tmp_path / "rgb.png")
+    assert pixels.flags.writeable and pixels.flags.c_contiguous
+    np.testing.assert_array_equal(pixels, COLOUR)
+
+
+def test_other_images_are_left_to_pillow(tmp_path):
+    image = Image.fromarray(COLOUR)
+    image.save(tmp_path / "jpeg.png", format="JPEG")  # a name that is wrong
+    image.save(tmp_path / "transparent.png", transparency=(1, 2, 3))
+    Image.fromarray(GREY).save(tmp_path / "grey.png")
+    Image.fromarray(np.dstack([COLOUR, GREY])).save(tmp_path / "alpha.png")
+    image.quantize(8).save(tmp_path / "palette.png")
+    note = PngImagePlugin.PngInfo()
+    note.add_itxt("XML:com.adobe.xmp", '<x tiff:Orientation="6"/>')
+    image.save(tmp_path / "xmp.png", pnginfo=note)
+    for path in sorted(tmp_path.iterdir()):
+        assert read_png(path) is None, path
+        with Image.open(path) as opened:
+            sideways = path.name == "xmp.png"
+            expected = np.asarray(opened.convert("RGB"))
+        np.testing.assert_array_equal(read_image(path), np.rot90(expected, -1) if sideways else expected)
 
 
 def test_broken_exif_does_not_matter(tmp_path):

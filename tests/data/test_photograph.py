@@ -4,7 +4,7 @@ from PIL import Image
 
 from fasegr.data.augmentation import Box, resize_image, resize_pixels
 from fasegr.data.decoded_cache import DecodedCache
-from fasegr.data.photograph import read_photograph
+from fasegr.data.photograph import DecodedPhotograph, Photograph, read_photograph
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -13,9 +13,9 @@ def test_what_the_cache_keeps_is_resized_as_the_file_is(tmp_path, seed):
     between two levels may then be rounded either way."""
     rng = np.random.default_rng(seed)
     height, width = (int(n) for n in rng.integers(20, 120, 2))
-    Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(tmp_path / "a.png")
-    plain = read_photograph(tmp_path / "a.png", None)
-    cached = read_photograph(tmp_path / "a.png", DecodedCache(tmp_path / "cache"))
+    Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(tmp_path / "a.bmp")
+    plain = read_photograph(tmp_path / "a.bmp", None)
+    cached = read_photograph(tmp_path / "a.bmp", DecodedCache(tmp_path / "cache"))
     assert plain.size == cached.size == (height, width)
     for scale in (0.2, 0.7, 1.0, 1.9):
         size = (max(8, int(height * scale)), max(8, int(width * scale))) if scale != 1 else (height, width)
@@ -24,6 +24,15 @@ def test_what_the_cache_keeps_is_resized_as_the_file_is(tmp_path, seed):
         expected, actual = (np.asarray(p.resized(size, box)).astype(int) for p in (plain, cached))
         assert expected.shape == actual.shape == (h, w, 3)
         assert abs(expected - actual).max() <= 1
+
+
+def test_a_png_is_read_as_an_array_and_other_files_by_pil(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    for name, kind in (("a.png", DecodedPhotograph), ("a.bmp", Photograph)):
+        Image.fromarray(pixels).save(tmp_path / name)
+        photograph = read_photograph(tmp_path / name, None)
+        assert isinstance(photograph, kind)
+        np.testing.assert_array_equal(photograph.resized((6, 9), Box(1, 2, 3, 4)), pixels[1:4, 2:6])
 
 
 def test_few_values_of_a_photograph_are_rounded_otherwise():

@@ -7,10 +7,11 @@ from fasegr.modeling import linear as module
 from fasegr.modeling.linear import Linear, linear
 
 
-@pytest.fixture
-def through_onednn(monkeypatch):
+@pytest.fixture(params=["wide vectors", "narrow vectors"])
+def through_onednn(monkeypatch, request):
     """As on a processor where MKL is slow, at any size and in the precision of the comparison."""
     monkeypatch.setattr(module, "SLOW_MKL", True)
+    monkeypatch.setattr(module, "NARROW_VECTORS", request.param == "narrow vectors")
     monkeypatch.setattr(module, "_suits", lambda x, weight: True)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fasegr.modeling.matcher import HungarianMatcher, matching_cost, softplus_sum
+from fasegr.modeling.matcher import HungarianMatcher, matching_cost, over_points, softplus_sum
 from fasegr.modeling.point_sampling import CPU_BLOCK, sample_points
 
 WEIGHTS = (2.0, 5.0, 5.0)
@@ -62,6 +62,14 @@ def test_softplus_sum(points, scale, dtype):
     x = (scale * torch.randn(points, 5, dtype=dtype)).t()  # laid out point by point, as samplers do
     torch.testing.assert_close(softplus_sum(x, x.sigmoid()), F.softplus(x).sum(1))
     torch.testing.assert_close(softplus_sum(x.contiguous(), x.sigmoid().contiguous()), F.softplus(x).sum(1))
+
+
+@pytest.mark.parametrize("points", [1, 15, 16, 100])
+@pytest.mark.parametrize("targets", [0, 3])
+def test_sums_over_points(points, targets):
+    masks, values = torch.rand(targets, points, dtype=torch.float64), torch.randn(points, 5, dtype=torch.float64).t()
+    torch.testing.assert_close(over_points(masks, values), masks @ values.t())
+    torch.testing.assert_close(over_points(masks, values.contiguous()), masks @ values.t())
 
 
 def test_cost_is_that_of_each_pair():
