@@ -7,11 +7,10 @@ from fasegr.modeling import linear as module
 from fasegr.modeling.linear import Linear, linear
 
 
-@pytest.fixture(params=["wide vectors", "narrow vectors"])
-def through_onednn(monkeypatch, request):
+@pytest.fixture
+def through_onednn(monkeypatch):
     """As on a processor where MKL is slow, at any size and in the precision of the comparison."""
     monkeypatch.setattr(module, "SLOW_MKL", True)
-    monkeypatch.setattr(module, "NARROW_VECTORS", request.param == "narrow vectors")
     monkeypatch.setattr(module, "_suits", lambda x, weight: True)
 
 
