@@ -42,16 +42,18 @@ def conv3x3(x: Tensor, weight: Tensor) -> Tensor:
         raise ValueError(f"Winograd's tiles cover maps with sides that are multiples of {TILE}, not {height} x {width}")
     kernels = _kernels(weight)
     padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
-    out = x.new_empty(batch, height, width, len(weight))
+    # no view of it is returned: a custom Function hands it out, and then an activation may change it in place
+    shape = (batch, len(weight), height, width)
+    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     columns = width // TILE
     step = max(1, BLOCK // columns) * TILE
-    for image, result in zip(padded, out, strict=True):
+    for image, result in zip(padded, out.permute(0, 2, 3, 1), strict=True):
         for top in range(0, height, step):
             rows = result[top : top + step]
             tiles = _tiles(image[top : top + len(rows) + 2])
             products = torch.bmm(tiles.flatten(0, 1).flatten(1, 2), kernels)
             _write(products.view(*tiles.shape[:4], -1), rows)
-    return out.permute(0, 3, 1, 2)
+    return out
 
 
 @lru_cache(maxsize=4)

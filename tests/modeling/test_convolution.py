@@ -49,6 +49,13 @@ def test_only_the_gradients_asked_for(trained):
     torch.testing.assert_close(*grads)
 
 
+@pytest.mark.parametrize(("channels", "size"), [(2, 4), (128, 64)])
+def test_an_activation_may_change_the_result_in_place(channels, size):
+    x, weight = torch.randn(1, channels, size, size), torch.randn(channels, channels, 3, 3, requires_grad=True)
+    F.relu_(conv2d(x, weight, None, (1, 1), (1, 1))).sum().backward()
+    assert weight.grad.isfinite().all()
+
+
 def test_patches_of_several_blocks(monkeypatch):
     monkeypatch.setattr(convolution, "PATCH_ELEMENTS", 100)
     x, grad = torch.randn(2, 3, 7, 6, dtype=torch.float64), torch.randn(2, 4, 7, 6, dtype=torch.float64)
