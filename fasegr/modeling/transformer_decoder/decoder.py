@@ -162,9 +162,8 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         batch = mask_features.shape[0]
         queries = self.query_feat.weight.expand(batch, -1, -1)
         base = self.query_embed.weight.expand(batch, -1, -1)
-        answered = []
-        embedding = self._answer(queries, answered if self.training else [])
-        mask_logits = embedding.detach() @ level_masks[0]
+        answers = [self._answer(queries)]
+        mask_logits = answers[-1].mask_embedding.detach() @ level_masks[0]
         query_pos = self.positional_query.first(base, Seen(None, None, mask_logits, levels[0]))
         low_attention = None
 
@@ -184,16 +183,16 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
                 low_attention = attended.attention
             queries = ffn(self_attention(attended.queries, query_pos))
 
-            if i == last:
-                self._answer(queries, answered)
-                break
             upcoming = (i + 1) % len(levels)
-            if self.training or self.reads[upcoming].uses_mask:
-                embedding = self._answer(queries, answered if self.training else [])
-            mask_logits = embedding.detach() @ level_masks[upcoming] if self.reads[upcoming].uses_mask else None
+            masked = self.reads[upcoming].uses_mask
+            if self.training or masked or i == last:
+                answers.append(self._answer(queries))
+            if i == last:
+                break
+            mask_logits = answers[-1].mask_embedding.detach() @ level_masks[upcoming] if masked else None
             seen = Seen(attended.attention, level, mask_logits, levels[upcoming])
             query_pos = self.positional_query.renew(query_pos, base, seen)
-        return self._predictions(answered, mask_features)
+        return self._predictions(answers if self.training else answers[-1:], mask_features)
 
     def _level(self, i: int, features: Tensor, key_position: Tensor) -> Level:
         tokens = self.input_proj[i](features).flatten(2).transpose(1, 2) + self.level_embed.weight[i]
@@ -213,15 +212,13 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             for level, read in zip(levels, self.reads, strict=True)
         ]
 
-    def _answer(self, queries: Tensor, answered: list[_Answer]) -> Tensor:
-        """The mask embedding (B, Q, mask_dim) of the queries; with their norm it becomes a prediction of `answered`."""
+    def _answer(self, queries: Tensor) -> _Answer:
         normed = self.decoder_norm(queries)
-        answered.append(_Answer(normed, self.mask_embed(normed)))
-        return answered[-1].mask_embedding
+        return _Answer(normed, self.mask_embed(normed))
 
-    def _predictions(self, answered: Sequence[_Answer], mask_features: Tensor) -> list[Prediction]:
-        masks = mask_products([answer.mask_embedding for answer in answered], mask_features)
+    def _predictions(self, answers: Sequence[_Answer], mask_features: Tensor) -> list[Prediction]:
+        masks = mask_products([answer.mask_embedding for answer in answers], mask_features)
         return [
             Prediction(self.class_embed(answer.normed_queries), of_layer)
-            for answer, of_layer in zip(answered, masks, strict=True)
+            for answer, of_layer in zip(answers, masks, strict=True)
         ]
