@@ -55,7 +55,7 @@ def test_work_is_counted_by_part(case):
 def test_the_plain_forms_agree(case, kind):
     found = models.agreement(case(kind, peer="plain"))
     assert list(found) == (["scores"] if kind == "inference" else ["scores", "losses", "gradients"])
-    # A gradient that is zero but for rounding, 1e-18, counts as a deviation from the least that is told from noise, 1e-9.
+    # A gradient that is zero but for rounding, 1e-18, is compared with the least that is told from noise, 1e-9.
     assert max(found.values()) < 1e-8
     assert torch.get_default_dtype() == torch.float32
     assert torch.rand(3).unique().numel() == 3
