@@ -103,13 +103,14 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def read_png(path: str | Path) -> np.ndarray | None:
-    """`read_image` of a PNG of 8 bits in RGB, upright and opaque, None for any other image.
+    """`read_image` of a plain PNG of 8 bits in RGB, upright and opaque, None for any other image.
 
     By libpng, which undoes the filters of such files, most of what Cityscapes' images take, with vector instructions.
     """
     with _open(path) as opened:
         rgb = opened.format == "PNG" and opened.tile and opened.tile[0][3] == "RGB"
-        if not rgb or "transparency" in opened.info:
+        # of a profile libpng may complain on the console, image by image
+        if not rgb or {"transparency", "icc_profile", "interlace"} & opened.info.keys():
             return None
     data = Path(path).read_bytes()
     if any(word in data for word in _PNG_ORIENTATION):

@@ -24,22 +24,13 @@ Pair = tuple[int, int]
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair) -> Tensor:
     """`F.conv2d(x, weight, bias, stride, padding)`: (B, C, H, W) by (O, C, kh, kw) to (B, O, H', W')."""
-    if not (NARROW_VECTORS and _applies(x, weight)):
+    wide = weight.shape[2:] != (1, 1)
+    if not (NARROW_VECTORS and wide and fast_paths.at_work_on_cpu(x) and fast_paths.in_full_precision(x, weight)):
         return F.conv2d(x, weight, bias, stride, padding)
-    if torch.is_grad_enabled() and weight.requires_grad and fast_paths.enabled("patch_products"):
-        return _Convolution.apply(x, weight, bias, stride, padding)
-    return _forward(x, weight, bias, stride, padding)
-
-
-def _applies(x: Tensor, weight: Tensor) -> bool:
-    """Eagerly on the CPU, in full precision, with a kernel that is wider than a pixel."""
-    return (
-        fast_paths.at_work_on_cpu(x)
-        and x.dtype == weight.dtype
-        and x.dtype in (torch.float32, torch.float64)
-        and not torch.is_autocast_enabled("cpu")
-        and weight.shape[2:] != (1, 1)
-    )
+    if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))):
+        return _forward(x, weight, bias, stride, padding)
+    form = _Convolution.apply if fast_paths.enabled("patch_products") else F.conv2d
+    return form(x, weight, bias, stride, padding)
 
 
 def _by_winograd(x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> bool:
@@ -47,8 +38,7 @@ def _by_winograd(x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> bool
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair) -> Tensor:
-    needs_gradient = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    if needs_gradient or not _by_winograd(x, weight, stride, padding):
+    if not _by_winograd(x, weight, stride, padding):
         return F.conv2d(x, weight, bias, stride, padding)
     out = winograd.conv3x3(x, weight)
     return out if bias is None else out.add_(bias.view(-1, 1, 1))
@@ -78,9 +68,8 @@ class _Convolution(torch.autograd.Function):
 
 
 def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
-    flipped = weight.flip(2, 3).transpose(0, 1)  # a convolution of stride 1 is undone by its mirror image
-    if _by_winograd(grad, flipped, stride, padding):
-        return winograd.conv3x3(grad, flipped)
+    if _by_winograd(grad, weight, stride, padding):
+        return winograd.conv3x3(grad, weight.flip(2, 3).transpose(0, 1))  # undone by the mirrored kernel
     return torch.ops.aten.convolution_backward(
         grad, x, weight, None, stride, padding, (1, 1), False, (0, 0), 1, (True, False, False)
     )[0]

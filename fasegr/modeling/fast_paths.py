@@ -28,7 +28,7 @@ FAST_PATHS = {
     "strip_rows": "rows of full-size strips one by one, in inference on the CPU (meta_arch/strips.py)",
     "token_blocks": "encoder layers by blocks of tokens, in inference on the CPU (pixel_decoder/token_blocks.py)",
     "winograd": "3 x 3 convolutions with fewer multiplications, on a CPU without AVX-512 (winograd.py)",
-    "zero_rows": "gradients of masks that nothing was asked of are left out, on a CPU (mask_product.py)",
+    "zero_rows": "no gradients of masks that no loss looks at, on a CPU (transformer_decoder/mask_product.py)",
 }
 
 _off: set[str] = set()
@@ -52,6 +52,12 @@ def in_cpu_inference(x: Tensor) -> bool:
     Forms that write into memory of their own are for this case alone.
     """
     return at_work_on_cpu(x) and not (torch.is_grad_enabled() and x.requires_grad)
+
+
+def in_full_precision(*tensors: Tensor) -> bool:
+    """Whether all are computed with on the CPU in one type, float32 or float64: no autocast turns to another."""
+    dtypes = {tensor.dtype for tensor in tensors}
+    return dtypes in ({torch.float32}, {torch.float64}) and not torch.is_autocast_enabled("cpu")
 
 
 @contextmanager

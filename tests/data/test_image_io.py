@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageCms, PngImagePlugin
 
 from fasegr.data.image_io import (
     BadFile,
@@ -83,6 +83,7 @@ def test_other_images_are_left_to_pillow(tmp_path):
     image = Image.fromarray(COLOUR)
     image.save(tmp_path / "jpeg.png", format="JPEG")  # a name that is wrong
     image.save(tmp_path / "transparent.png", transparency=(1, 2, 3))
+    image.save(tmp_path / "profile.png", icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     Image.fromarray(GREY).save(tmp_path / "grey.png")
     Image.fromarray(np.dstack([COLOUR, GREY])).save(tmp_path / "alpha.png")
     image.quantize(8).save(tmp_path / "palette.png")

@@ -34,6 +34,15 @@ def test_a_slice_of_tokens_and_float32(through_onednn):
     torch.testing.assert_close(layer(tokens), F.linear(tokens, layer.weight, layer.bias))
 
 
+def test_mkl_is_not_slow_where_avx2_is_the_widest(monkeypatch):
+    monkeypatch.setattr(module.platform, "processor", lambda: "AuthenticAMD")
+    monkeypatch.setattr(module.Path, "exists", lambda path: False)
+    for capability, slow in (("AVX512", True), ("AVX2", False)):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
+        libraries = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+        assert module._mkl_is_slow() == (slow and libraries)
+
+
 def test_is_for_many_tokens_in_float32_on_a_slow_mkl(monkeypatch):
     used = []
     monkeypatch.setattr(module.F, "conv2d", lambda *args: used.append(args) or torch.zeros(1, 4, 2048, 1))

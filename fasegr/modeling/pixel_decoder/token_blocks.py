@@ -32,8 +32,7 @@ def supports(tokens: Tensor, encoder: nn.Module) -> bool:
         and not torch.is_grad_enabled()  # the layers have parameters
         and tokens.shape[1] > BLOCK
         and not encoder.training
-        and tokens.dtype in (torch.float32, torch.float64)
-        and not torch.is_autocast_enabled("cpu")
+        and fast_paths.in_full_precision(tokens)
         and fast_paths.enabled("embedding_bag")
         and fast_paths.enabled("token_blocks")
     )

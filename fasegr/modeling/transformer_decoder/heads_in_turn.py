@@ -22,8 +22,7 @@ def supports(q: Tensor, k: Tensor, v: Tensor) -> bool:
     return (
         all(fast_paths.in_cpu_inference(x) for x in (q, k, v))
         and k.shape[2] >= LEAST_KEYS
-        and q.dtype in (torch.float32, torch.float64)
-        and not torch.is_autocast_enabled("cpu")
+        and fast_paths.in_full_precision(q, k, v)
         and fast_paths.enabled("heads_in_turn")
     )
 

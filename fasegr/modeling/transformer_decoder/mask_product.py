@@ -27,14 +27,13 @@ def mask_products(embeddings: Sequence[Tensor], mask_features: Tensor) -> list[T
 
 
 def _skips_zero_rows(embedding: Tensor, features: Tensor) -> bool:
-    """Eagerly on the CPU, in one precision, where both have a gradient."""
+    """Eagerly on the CPU, in full precision, where both have a gradient."""
     return (
         torch.is_grad_enabled()
         and embedding.requires_grad
         and features.requires_grad
-        and embedding.dtype == features.dtype
         and fast_paths.at_work_on_cpu(embedding)
-        and not torch.is_autocast_enabled("cpu")
+        and fast_paths.in_full_precision(embedding, features)
         and fast_paths.enabled("zero_rows")
     )
 
