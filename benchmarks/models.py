@@ -29,8 +29,8 @@ from benchmarks.measure import (
     without_rest,
 )
 from benchmarks.sides import BACKWARD, CRITERION, DECODER, OPTIMIZER, Ours, Side, autocast, images, labelled_images
-from fasegr.analysis import FORMULAS
-from fasegr.modeling import fast_paths
+from fasegr.analysis.operations import FORMULAS
+from fasegr.modeling.ops import switches as fast_paths
 
 SEMANTIC_OUTPUT, OTHER = "semantic output", "other"
 NUM_MASKS = 10  # of an image in training; ADE20K's have about nine classes

@@ -34,7 +34,7 @@ from benchmarks.sides import (
     network_parts,
     to_dtype,
 )
-from fasegr.modeling import fast_paths
+from fasegr.modeling.ops import switches as fast_paths
 
 HUGGING_FACE = "huggingface"
 PLAIN = "plain"

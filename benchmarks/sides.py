@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import fasegr
 from benchmarks.measure import Boundary
 from fasegr.engine.optimizer import build_gradient_clipper, build_optimizer
-from fasegr.engine.step import TrainStep
+from fasegr.engine.train_step import TrainStep
 
 AMP = ("bfloat16", "float16")  # computed by autocast, as in training; float32 and float64 are the model's own type
 

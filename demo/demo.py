@@ -27,8 +27,8 @@ from fasegr.data.datasets.folder import IMAGE_SUFFIXES
 from fasegr.data.image_io import open_image
 from fasegr.engine.launch import readable_errors
 from fasegr.engine.process import tune_process
-from fasegr.evaluation.export import label_file_names, write_label_png
 from fasegr.evaluation.labels import predicted_labels
+from fasegr.evaluation.prediction_files import label_file_names, write_label_png
 
 # What one file can do wrong, and the next need not: damaged, missing, of no use as an image, too large.
 FILE_ERRORS = (OSError, ValueError, MemoryError, torch.OutOfMemoryError)

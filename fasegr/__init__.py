@@ -10,7 +10,7 @@ from fasegr.checkpoint import load_checkpoint
 from fasegr.config import add_fasegr_config, load_cfg
 from fasegr.d2 import build_model
 from fasegr.data.datasets import register_all
-from fasegr.predictor import Predictor
+from fasegr.inference.predictor import Predictor
 
 __version__ = "0.1.0"
 __all__ = ["Predictor", "add_fasegr_config", "build_model", "load_cfg", "load_checkpoint", "register_all"]

@@ -18,7 +18,7 @@ from PIL import Image
 
 import train_net
 from fasegr.checkpoint import read_checkpoint
-from fasegr.data.datasets.scenes import generate_scenes, scenes_folder
+from fasegr.data.datasets.scenes.semantic import generate_scenes, scenes_folder
 from fasegr.engine.hooks import LOGGERS
 
 ROOT = Path(__file__).parents[1]

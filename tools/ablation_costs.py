@@ -23,10 +23,10 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
 
 from fasegr import build_model, load_cfg
-from fasegr.ablation.tables import TABLES, Row, Table, overrides, row_name, table
-from fasegr.analysis import count
+from fasegr.analysis.memory import count_training_memory, measure_training_memory, noise_batch
+from fasegr.analysis.operations import count
 from fasegr.engine.launch import readable_errors
-from fasegr.training_memory import count_training_memory, measure_training_memory, noise_batch
+from tools.ablation.tables import TABLES, Row, Table, overrides, row_name, table
 
 MEGABYTE = 2**20
 

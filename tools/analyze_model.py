@@ -18,7 +18,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
 
 from fasegr import build_model, load_cfg
-from fasegr.analysis import SEMANTIC_OUTPUT, Cost, count, measure
+from fasegr.analysis.operations import SEMANTIC_OUTPUT, Cost, count, measure
 from fasegr.engine.launch import readable_errors
 from fasegr.engine.process import tune_process
 

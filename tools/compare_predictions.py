@@ -28,10 +28,10 @@ from fasegr.d2 import DatasetCatalog, MetadataCatalog, setup_logger
 from fasegr.data.image_io import check_label_size, check_label_values, open_image, read_label
 from fasegr.engine.launch import readable_errors
 from fasegr.evaluation import predicted_labels
-from fasegr.evaluation.confusion import Overlap, count_pairs
-from fasegr.model_arguments import add_model_arguments, build_predictors, check_picture_name, model_names
-from fasegr.predictor import Predictor
-from fasegr.visualization import side_by_side
+from fasegr.evaluation.confusion_matrix import Overlap, count_pairs
+from fasegr.inference.model_arguments import add_model_arguments, build_predictors, check_picture_name, model_names
+from fasegr.inference.predictor import Predictor
+from fasegr.visualization.overlays import side_by_side
 
 ZOOM = 3  # how much larger a part is shown
 BOX_COLOR = (232, 30, 44)

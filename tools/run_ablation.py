@@ -23,12 +23,12 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
 
-from fasegr.ablation.execution import ROOT, Failure, command, execute
-from fasegr.ablation.report import as_markdown, write_report
-from fasegr.ablation.runs import DATASETS, Run, base_of, iterations_done, plan, score
-from fasegr.ablation.slurm import submit
-from fasegr.ablation.tables import TABLES, Row, Table, row_of_file, table
 from fasegr.engine.launch import readable_errors
+from tools.ablation.execution import ROOT, Failure, command, execute
+from tools.ablation.report import as_markdown, write_report
+from tools.ablation.runs import DATASETS, Run, base_of, iterations_done, plan, score
+from tools.ablation.slurm import submit
+from tools.ablation.tables import TABLES, Row, Table, row_of_file, table
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

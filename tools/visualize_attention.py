@@ -22,11 +22,11 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
 
-from fasegr.attention_pictures import Look, Target, attention_page, attention_row, best_query, look
 from fasegr.d2 import setup_logger
 from fasegr.data.image_io import check_label_size, check_label_values, open_image, read_label
 from fasegr.engine.launch import readable_errors
-from fasegr.model_arguments import add_model_arguments, build_predictors, check_picture_name, model_names
+from fasegr.inference.model_arguments import add_model_arguments, build_predictors, check_picture_name, model_names
+from fasegr.visualization.attention import Look, Target, attention_page, attention_row, best_query, look
 
 IGNORE_LABEL = 255
 

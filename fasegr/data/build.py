@@ -19,7 +19,7 @@ from fasegr.d2 import (
     comm,
 )
 from fasegr.data.dataset_mappers import TRAINING_MAPPERS, SemanticMapper
-from fasegr.data.packed_list import PackedList
+from fasegr.data.serialized_list import PackedList
 
 __all__ = ["StreamSampler", "TrainStream", "build_test_loader", "build_train_loader", "check_num_classes"]
 

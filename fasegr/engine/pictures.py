@@ -10,10 +10,10 @@ from torch.utils.data import Dataset
 from fasegr.d2 import DatasetCatalog, HookBase, MetadataCatalog, comm
 from fasegr.data.image_io import read_image
 from fasegr.evaluation import predicted_labels
-from fasegr.evaluation.truth import true_result
-from fasegr.object_pictures import class_list, drawn_kind, object_table
-from fasegr.sliding_window import windowed
-from fasegr.visualization import plot_training, side_by_side
+from fasegr.evaluation.ground_truth import true_result
+from fasegr.inference.sliding_window import windowed
+from fasegr.visualization.objects import class_list, drawn_kind, object_table
+from fasegr.visualization.overlays import plot_training, side_by_side
 
 __all__ = ["Pictures", "draw_samples"]
 

@@ -21,10 +21,10 @@ from fasegr.engine.lr_scheduler import build_lr_scheduler
 from fasegr.engine.optimizer import build_gradient_clipper, build_optimizer
 from fasegr.engine.pictures import Pictures
 from fasegr.engine.seed import draw_seed, seed_all
-from fasegr.engine.step import TrainStep
+from fasegr.engine.train_step import TrainStep
 from fasegr.evaluation import build_evaluator, main_score
-from fasegr.sliding_window import windowed
-from fasegr.test_time_augmentation import TestTimeAugmentation, augmented_cfg
+from fasegr.inference.sliding_window import windowed
+from fasegr.inference.test_time_augmentation import TestTimeAugmentation, augmented_cfg
 
 __all__ = ["Trainer"]
 

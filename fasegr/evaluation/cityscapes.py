@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fasegr.data.datasets.cityscapes import CATEGORIES, CLASSES, INSTANCE_ENDING, LABEL_ENDING, LABELS
 from fasegr.data.image_io import BadFile, check_label_size, read_label
-from fasegr.evaluation.confusion import Overlap, count_values
+from fasegr.evaluation.confusion_matrix import Overlap, count_values
 from fasegr.evaluation.sem_seg import SemSegEvaluator, mean_of_numbers
 
 __all__ = ["CityscapesEvaluator", "count_instances"]

@@ -19,7 +19,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from fasegr.d2 import DatasetCatalog, DatasetEvaluator, MetadataCatalog, comm
-from fasegr.evaluation.export import write_json
+from fasegr.evaluation.prediction_files import write_json
 
 __all__ = ["InstanceEvaluator", "mask_run_lengths"]
 

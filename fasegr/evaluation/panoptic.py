@@ -16,7 +16,7 @@ from tabulate import tabulate
 from fasegr.d2 import DatasetCatalog, DatasetEvaluator, MetadataCatalog, comm
 from fasegr.data.image_io import BadFile, check_label_size
 from fasegr.data.panoptic_png import read_segment_ids, write_segment_ids
-from fasegr.evaluation.export import label_file_names, write_json
+from fasegr.evaluation.prediction_files import label_file_names, write_json
 from fasegr.evaluation.sem_seg import mean_of_numbers
 
 __all__ = ["PanopticEvaluator", "match_segments"]

@@ -16,9 +16,15 @@ from torch import Tensor
 from fasegr.d2 import DatasetCatalog, DatasetEvaluator, MetadataCatalog, comm
 from fasegr.data.image_io import BadFile, check_label_values, read_label
 from fasegr.evaluation.boundary import boundary_mask, boundary_width
-from fasegr.evaluation.confusion import Overlap, count_pairs
-from fasegr.evaluation.export import label_file_names, run_lengths, submission_file_names, write_json, write_label_png
+from fasegr.evaluation.confusion_matrix import Overlap, count_pairs
 from fasegr.evaluation.labels import predicted_labels
+from fasegr.evaluation.prediction_files import (
+    label_file_names,
+    run_lengths,
+    submission_file_names,
+    write_json,
+    write_label_png,
+)
 
 __all__ = ["SemSegEvaluator"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fasegr.modeling.convolution import conv2d
+from fasegr.modeling.ops.convolution import conv2d
 
 
 class FrozenBatchNorm2d(nn.Module):

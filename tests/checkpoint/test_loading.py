@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from fasegr.checkpoint import load_checkpoint
 from fasegr.modeling.backbone.resnet import ResNet
 from fasegr.modeling.backbone.swin import SwinTransformer
-from fasegr.modeling.backbone.timm_backbone import TimmBackbone
+from fasegr.modeling.backbone.timm import TimmBackbone
 
 
 class Segmentor(nn.Module):

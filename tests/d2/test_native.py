@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 import fasegr
-from fasegr.data.datasets.scenes import generate_scenes, scenes_folder
+from fasegr.data.datasets.scenes.semantic import generate_scenes, scenes_folder
 
 pytest.importorskip("detectron2", reason="detectron2 is not installed")
 if fasegr.d2.RUNTIME != "detectron2":

@@ -14,7 +14,7 @@ from fasegr.checkpoint import read_checkpoint
 from fasegr.d2 import HookBase, comm
 from fasegr.engine import Trainer
 from fasegr.engine.interruption import Interrupted
-from fasegr.engine.step import NonFiniteLoss
+from fasegr.engine.train_step import NonFiniteLoss
 from tests.engine.tiny_training import TinySegmentor, even_points, faseg_cfg, tiny_cfg
 
 

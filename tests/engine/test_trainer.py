@@ -11,7 +11,7 @@ from fasegr.checkpoint import read_checkpoint
 from fasegr.d2 import HookBase, MetadataCatalog
 from fasegr.engine import Trainer
 from fasegr.engine.interruption import Interrupted
-from fasegr.engine.step import NonFiniteLoss
+from fasegr.engine.train_step import NonFiniteLoss
 from tests.engine.tiny_training import TinySegmentor, tiny_cfg
 
 

@@ -8,7 +8,7 @@ import torch
 from pycocotools import mask as coco_mask
 
 from fasegr.d2 import RUNTIME, MetadataCatalog
-from fasegr.data.datasets.coco_format import Category, register_instances, register_panoptic
+from fasegr.data.datasets.coco_json import Category, register_instances, register_panoptic
 from fasegr.evaluation import InstanceEvaluator
 from fasegr.evaluation.instance import mask_run_lengths
 from fasegr.modeling.meta_arch.instance_inference import Instances

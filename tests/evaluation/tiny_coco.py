@@ -10,7 +10,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from scipy import ndimage
 
-from fasegr.data.datasets.coco_format import Category, register_instances, register_panoptic
+from fasegr.data.datasets.coco_json import Category, register_instances, register_panoptic
 from fasegr.data.panoptic_png import write_segment_ids
 from fasegr.modeling.meta_arch.instance_inference import Instances
 from fasegr.modeling.meta_arch.panoptic_inference import PanopticSegmentation

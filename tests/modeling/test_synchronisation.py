@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fasegr
 from fasegr.modeling.meta_arch import triton_semantic
-from fasegr.modeling.pixel_decoder.ops import triton_deform_attn
+from fasegr.modeling.ops import triton_deformable_attention as triton_deform_attn
 from fasegr.modeling.transformer_decoder import triton_cross_attention
 from tests.modeling.meta_arch.test_segmentor import CONFIG, SMALL, samples
 

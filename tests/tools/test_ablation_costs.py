@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 import fasegr
-from fasegr.ablation.tables import TABLES
+from tools.ablation.tables import TABLES
 
 ROOT = Path(__file__).parents[2]
 

@@ -4,10 +4,10 @@ import shlex
 from pathlib import Path
 
 import pytest
-
-from fasegr.ablation import execution
 from tests.ablation.study import TRAINER
+
 from tests.engine.tiny_training import write_dataset
+from tools.ablation import execution
 
 ROOT = Path(__file__).parents[2]
 STEPS = ["SOLVER.MAX_ITER", "4"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fasegr.attention_pictures import Look
+from fasegr.visualization.attention import Look
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,8 +8,8 @@ from fasegr.d2 import CfgNode
 from fasegr.data.augmentation import RandomCrop, ShortestEdge, SSDColour
 from fasegr.data.dataset_mappers.segments import InstanceSegments, PanopticSegments, SegmentMapper
 from fasegr.data.dataset_mappers.semantic import SemanticMapper
-from fasegr.data.decoded_cache import DecodedCache
-from fasegr.data.view import LargeScaleJitter, ResizedCrop
+from fasegr.data.image_cache import DecodedCache
+from fasegr.data.sample_transform import LargeScaleJitter, ResizedCrop
 
 __all__ = ["TRAINING_MAPPERS"]
 

@@ -7,12 +7,12 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from fasegr.data.decoded_cache import DecodedCache
+from fasegr.data.image_cache import DecodedCache
 from fasegr.data.image_io import BadFile, check_label_size
 from fasegr.data.instance_masks import window_mask
 from fasegr.data.panoptic_png import class_map, read_segment_ids
-from fasegr.data.photograph import read_photograph
-from fasegr.data.view import Labels, View
+from fasegr.data.sample_transform import Labels, View
+from fasegr.data.source_image import read_photograph
 
 __all__ = ["InstanceSegments", "PanopticSegments", "SegmentMapper"]
 
@@ -96,7 +96,7 @@ class SegmentMapper:
         self.view, self.segments, self.num_classes, self.cache = view, segments, num_classes, cache
 
     def __call__(self, record: dict, rng: np.random.Generator | None = None) -> dict:
-        """record: of `fasegr.data.datasets.coco_format`. Returns "file_name", "image_id" where the record has one,
+        """record: of `fasegr.data.datasets.coco_json`. Returns "file_name", "image_id" where the record has one,
         "height" and "width" (of the file), "image" (uint8, 3 x H x W, RGB), and for each segment that is in view (none
         is fine) its class in "labels" (int64, K) and its "masks" (bool, K x H x W). All randomness comes from `rng`.
         """

@@ -7,10 +7,10 @@ import torch
 
 from fasegr.d2 import MetadataCatalog, configurable
 from fasegr.data.augmentation import Box, RandomCrop, ShortestEdge, SSDColour
-from fasegr.data.decoded_cache import DecodedCache
+from fasegr.data.image_cache import DecodedCache
 from fasegr.data.image_io import BadFile, check_label_size, check_label_values, read_label
-from fasegr.data.photograph import read_photograph
-from fasegr.data.view import ResizedCrop, channels_first
+from fasegr.data.sample_transform import ResizedCrop, channels_first
+from fasegr.data.source_image import read_photograph
 
 __all__ = ["SemanticMapper"]
 

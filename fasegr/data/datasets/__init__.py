@@ -3,11 +3,11 @@
 from fasegr.data.datasets.ade20k import register_ade20k
 from fasegr.data.datasets.cityscapes import register_cityscapes
 from fasegr.data.datasets.coco import register_coco
+from fasegr.data.datasets.coco_from_config import register_coco_from_config
 from fasegr.data.datasets.folder import datasets_root, read_classes
 from fasegr.data.datasets.folder import register_from_config as register_folder_from_config
-from fasegr.data.datasets.own_coco import register_coco_from_config
-from fasegr.data.datasets.scenes import register_scenes
-from fasegr.data.datasets.scenes_coco import register_coco_scenes
+from fasegr.data.datasets.scenes.coco import register_coco_scenes
+from fasegr.data.datasets.scenes.semantic import register_scenes
 
 __all__ = ["datasets_root", "read_classes", "register_all", "register_from_config"]
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from fasegr.d2 import MetadataCatalog
-from fasegr.data.datasets.benchmark import register_benchmark
 from fasegr.data.datasets.folder import datasets_root, load_folder, load_images, read_classes
+from fasegr.data.datasets.public import register_benchmark
 
 __all__ = ["DOWNLOAD", "EXPECTED", "FOLDER", "PREPARE", "register_ade20k"]
 

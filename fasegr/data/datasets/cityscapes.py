@@ -7,8 +7,8 @@ cityscapes/gtFine/SPLIT/CITY/CITY_000000_000019_gtFine_labelTrainIds.png
 from pathlib import Path
 from typing import NamedTuple
 
-from fasegr.data.datasets.benchmark import register_benchmark
 from fasegr.data.datasets.folder import ClassList, datasets_root, load_images, read_records, where_datasets_are
+from fasegr.data.datasets.public import register_benchmark
 
 __all__ = [
     "CATEGORIES",

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fasegr.data.datasets.coco_format import BelowRoot, read_categories, register_instances, register_panoptic
+from fasegr.data.datasets.coco_json import BelowRoot, read_categories, register_instances, register_panoptic
 
 __all__ = ["SOURCE", "register_coco"]
 

@@ -1,5 +1,5 @@
 from fasegr.modeling.backbone.resnet import ResNet
 from fasegr.modeling.backbone.swin import SwinTransformer
-from fasegr.modeling.backbone.timm_backbone import TimmBackbone
+from fasegr.modeling.backbone.timm import TimmBackbone
 
 __all__ = ["ResNet", "SwinTransformer", "TimmBackbone"]

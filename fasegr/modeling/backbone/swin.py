@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from fasegr.d2 import BACKBONE_REGISTRY, Backbone, ShapeSpec
-from fasegr.modeling.linear import Linear
+from fasegr.modeling.ops.linear import Linear
 
 _NAMES = ("res2", "res3", "res4", "res5")
 _PATCH = 4  # pixels a side of what becomes one token: the stride of res2

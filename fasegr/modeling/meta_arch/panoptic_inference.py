@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fasegr.modeling.meta_arch.strips import mask_strips
+from fasegr.modeling.ops.resized_rows import mask_strips
 
 
 class PanopticSegmentation(NamedTuple):

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from fasegr.modeling import fast_paths
 from fasegr.modeling.meta_arch import triton_semantic
-from fasegr.modeling.meta_arch.strips import image_rows, mask_strips, resized_rows, row_elements, row_strips
+from fasegr.modeling.ops import switches as fast_paths
+from fasegr.modeling.ops.resized_rows import image_rows, mask_strips, resized_rows, row_elements, row_strips
 
 
 def score_strips(

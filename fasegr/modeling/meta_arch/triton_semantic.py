@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fasegr.modeling.triton_support import has_triton
+from fasegr.modeling.ops.triton_support import has_triton
 
 Size = tuple[int, int]
 
@@ -51,8 +51,8 @@ def semantic_map(
     resize_masks: bool = False,
 ) -> Tensor:
     """(C, *output) scores or, if `labels`, (*output) labels; other arguments as `semantic_inference.score_strips`."""
-    from fasegr.modeling import triton_support
     from fasegr.modeling.meta_arch import triton_semantic_kernel as kernel
+    from fasegr.modeling.ops import triton_support
 
     dtype = torch.promote_types(mask_logits.dtype, torch.float32)
     probabilities = class_logits.to(dtype).softmax(-1)[:, :-1].t().contiguous()

@@ -1,3 +1,3 @@
-from fasegr.modeling.pixel_decoder.pixel_decoder import MSDeformAttnPixelDecoder, PixelDecoderOutput
+from fasegr.modeling.pixel_decoder.msdeformattn import MSDeformAttnPixelDecoder, PixelDecoderOutput
 
 __all__ = ["MSDeformAttnPixelDecoder", "PixelDecoderOutput"]

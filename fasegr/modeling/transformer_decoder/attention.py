@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fasegr.modeling import fast_paths
-from fasegr.modeling.linear import linear
-from fasegr.modeling.transformer_decoder import heads_in_turn
+from fasegr.modeling.ops import heads_in_turn
+from fasegr.modeling.ops import switches as fast_paths
+from fasegr.modeling.ops.linear import linear
 from fasegr.modeling.transformer_decoder.triton_cross_attention import FusedAttention, attend_by_triton, supports
 
 

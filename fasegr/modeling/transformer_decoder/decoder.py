@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fasegr.modeling.layers import MLP, c2_xavier_fill
+from fasegr.modeling.ops.mask_logits import mask_products
 from fasegr.modeling.pixel_decoder import PixelDecoderOutput
 from fasegr.modeling.transformer_decoder.attention import FFNLayer, SelfAttentionLayer
-from fasegr.modeling.transformer_decoder.level import Level
-from fasegr.modeling.transformer_decoder.mask_product import mask_products
+from fasegr.modeling.transformer_decoder.cross_attention import build_reads
+from fasegr.modeling.transformer_decoder.feature_levels import Level
 from fasegr.modeling.transformer_decoder.positional_query import (
     ConstantQuery,
     GridAnchors,
@@ -25,7 +26,6 @@ from fasegr.modeling.transformer_decoder.positional_query import (
     build_dynamic_query,
     query_projection,
 )
-from fasegr.modeling.transformer_decoder.reading import build_reads
 
 
 class Prediction(NamedTuple):

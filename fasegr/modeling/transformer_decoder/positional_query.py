@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fasegr.modeling.transformer_decoder.attention import Attention
-from fasegr.modeling.transformer_decoder.level import Level
+from fasegr.modeling.transformer_decoder.feature_levels import Level
 from fasegr.modeling.transformer_decoder.position_encoding import encode_points
 
 

@@ -27,7 +27,7 @@ import math
 import torch
 from torch import Tensor
 
-from fasegr.modeling.triton_support import element_type, has_triton, launching_on
+from fasegr.modeling.ops.triton_support import element_type, has_triton, launching_on
 
 BLOCK_QUERIES = 32
 MAX_BLOCK_KEYS = 64

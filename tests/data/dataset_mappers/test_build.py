@@ -2,7 +2,7 @@ import pytest
 
 from fasegr.config import CHOICES
 from fasegr.data.dataset_mappers import TRAINING_MAPPERS, InstanceSegments, PanopticSegments, SemanticMapper
-from fasegr.data.view import LargeScaleJitter, ResizedCrop
+from fasegr.data.sample_transform import LargeScaleJitter, ResizedCrop
 
 
 def test_the_config_allows_what_there_is():

@@ -6,10 +6,10 @@ from pycocotools import mask as coco_mask
 
 from fasegr.data.augmentation import Box, RandomCrop, ShortestEdge
 from fasegr.data.dataset_mappers import InstanceSegments, PanopticSegments, SegmentMapper
-from fasegr.data.decoded_cache import DecodedCache
+from fasegr.data.image_cache import DecodedCache
 from fasegr.data.image_io import BadFile
 from fasegr.data.panoptic_png import write_segment_ids
-from fasegr.data.view import LargeScaleJitter, ResizedCrop, View
+from fasegr.data.sample_transform import LargeScaleJitter, ResizedCrop, View
 
 SIZE = (60, 90)
 BOXES = {1: (5, 10, 20, 30), 2: (30, 50, 20, 25), 3: (35, 10, 15, 20)}  # y, x, height, width; none overlaps

@@ -6,7 +6,7 @@ from PIL import Image
 from fasegr.d2 import MetadataCatalog
 from fasegr.data.augmentation import RandomCrop, ShortestEdge, SSDColour
 from fasegr.data.dataset_mappers import SemanticMapper
-from fasegr.data.decoded_cache import DecodedCache
+from fasegr.data.image_cache import DecodedCache
 from fasegr.data.image_io import BadFile
 
 
@@ -192,7 +192,7 @@ def test_a_cache_changes_no_sample_and_spares_the_files(record, tmp_path, monkey
     def refuse(path):
         raise AssertionError(f"{path} was decoded again")
 
-    monkeypatch.setattr("fasegr.data.photograph.read_image", refuse)
+    monkeypatch.setattr("fasegr.data.source_image.read_image", refuse)
     monkeypatch.setattr("fasegr.data.dataset_mappers.semantic.read_label", refuse)
     for seed, expected in enumerate(plain):
         actual = cached(record, np.random.default_rng(seed))

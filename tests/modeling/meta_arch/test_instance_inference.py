@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fasegr.modeling.meta_arch import strips
 from fasegr.modeling.meta_arch.instance_inference import Instances, instances
+from fasegr.modeling.ops import resized_rows as strips
 
 
 def resize(x, size):

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 import fasegr
-from fasegr import analysis
+from fasegr.analysis.operations import operations as analysis
 from fasegr.d2 import MetadataCatalog
 
 CONFIG = Path(__file__).parents[3] / "configs/quickstart/faseg_scenes.yaml"

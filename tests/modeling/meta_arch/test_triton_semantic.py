@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from fasegr.modeling import fast_paths
 from fasegr.modeling.meta_arch import semantic_inference, triton_semantic
 from fasegr.modeling.meta_arch.semantic_inference import collect_labels, collect_scores, score_strips
 from fasegr.modeling.meta_arch.triton_semantic import semantic_map, supports
+from fasegr.modeling.ops import switches as fast_paths
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fasegr.modeling.transformer_decoder.attention import AttentionWeights
-from fasegr.modeling.transformer_decoder.level import Level
+from fasegr.modeling.transformer_decoder.feature_levels import Level
 from fasegr.modeling.transformer_decoder.positional_query import (
     ConstantQuery,
     DynamicAnchorQuery,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fasegr.modeling import fast_paths
+from fasegr.modeling.ops import switches as fast_paths
 from fasegr.modeling.transformer_decoder import attention as plain
 from fasegr.modeling.transformer_decoder import triton_cross_attention
 from fasegr.modeling.transformer_decoder.attention import AttentionWeights, CrossAttentionLayer

@@ -1,0 +1,133 @@
+"""A trained model on single images, as a notebook or the demo uses it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+import fasegr.modeling  # noqa: F401  registers the names that a config asks for
+from fasegr.checkpoint import load_checkpoint
+from fasegr.d2 import MetadataCatalog, build_model, configurable
+from fasegr.data.augmentation import Box, ShortestEdge, resize_image
+from fasegr.data.build import check_num_classes
+from fasegr.data.datasets import register_from_config
+from fasegr.data.image_io import open_image
+from fasegr.data.sample_transform import channels_first
+from fasegr.inference.sliding_window import windowed
+from fasegr.inference.test_time_augmentation import TestTimeAugmentation, augmented_cfg
+from fasegr.visualization.objects import class_list, draw_result
+from fasegr.visualization.overlays import palette
+
+__all__ = ["Predictor"]
+
+# Modes of PIL whose conversion to RGB keeps what is seen; of 16-bit ones it would cut the bright part off.
+_MODES = ("RGB", "L", "P", "RGBA", "RGBX", "LA", "PA", "1", "CMYK", "YCbCr", "HSV", "LAB")
+
+
+class Predictor:
+    """Images of any kind to what a segmentor sees in them, one at a time.
+
+        predictor = Predictor(load_cfg(config_file, ["MODEL.WEIGHTS", "model.pth"]))
+        result = predictor("street.jpg")
+        predictor.draw("street.jpg", result).save("street_overlay.png")
+
+    Images are resized as for testing, and results have the size of the image.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        resize: ShortestEdge,
+        class_names: Sequence[str],
+        colors: Sequence[Sequence[int]] | np.ndarray | None = None,
+    ):
+        """model: a segmentor with its weights, which is put into evaluation mode; resize: says the size of its input;
+        class_names, colors: what `draw` writes and paints with, (C, 3) RGB or `palette` if None.
+        """
+        self.model = model.eval()
+        self.resize = resize
+        self.class_names = list(class_names)
+        self.colors = palette(len(self.class_names)) if colors is None else np.asarray(colors, np.uint8)
+
+    @classmethod
+    def from_config(cls, cfg) -> dict:
+        """Build cfg's model and load MODEL.WEIGHTS, all of which must fit.
+
+        It looks through windows and several times where TEST.SLIDING_WINDOW and TEST.AUG are enabled.
+
+        Names and colours are those of the first dataset in DATASETS.TEST, or class_0, class_1, ... if it has none.
+        """
+        if not cfg.MODEL.WEIGHTS:
+            raise ValueError(
+                "MODEL.WEIGHTS is empty, and a model with random weights predicts nothing; "
+                "name a checkpoint, e.g. MODEL.WEIGHTS output/model_best.pth"
+            )
+        register_from_config(cfg)
+        check_num_classes(cfg)
+        model = build_model(cfg)
+        report = load_checkpoint(model, cfg.MODEL.WEIGHTS)
+        if report.kind != "full":
+            raise ValueError(
+                f"{cfg.MODEL.WEIGHTS} fits a part of the model only ({report.kind}), and the rest would be random; "
+                "name a checkpoint that was trained with this config\n" + report.differences()
+            )
+        metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0]) if cfg.DATASETS.TEST else None
+        names, colors = class_list(metadata) if metadata else (None, None)
+        if cfg.TEST.AUG.ENABLED:
+            model, cfg = TestTimeAugmentation(cfg, model), augmented_cfg(cfg)
+        else:
+            model = windowed(cfg, model)
+        return {
+            "model": model,
+            "resize": ShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST),
+            "class_names": names or [f"class_{i}" for i in range(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)],
+            "colors": colors if names else None,
+        }
+
+    @torch.inference_mode()
+    def __call__(self, image: str | os.PathLike | Image.Image | np.ndarray) -> dict[str, Any]:
+        """image: a file name (turned upright as its EXIF says), a PIL image, or uint8 (H, W, 3) RGB.
+
+        Returns the model's result at the size of the image: "sem_seg" (C, H, W) scores or "sem_seg_labels" (H, W),
+        "panoptic_seg" and "instances", those that the config switches on.
+        Raises FileNotFoundError or BadFile for a file that cannot be read, ValueError for another kind of image.
+        """
+        photo = _photo(image)
+        size = self.resize.scaled((photo.height, photo.width), self.resize.lengths[0])
+        pixels = channels_first(resize_image(photo, size, Box(0, 0, *size)))
+        return self.model([{"image": torch.from_numpy(pixels), "height": photo.height, "width": photo.width}])[0]
+
+    def draw(
+        self,
+        image: str | os.PathLike | Image.Image | np.ndarray,
+        result: Mapping[str, Any],
+        alpha: float = 0.5,
+        min_score: float = 0.5,
+    ) -> Image.Image:
+        """The image with a result of it painted over, segments or classes named; see `fasegr.visualization.objects`."""
+        return draw_result(_photo(image), result, self.class_names, self.colors, alpha=alpha, min_score=min_score)
+
+
+def _photo(image: str | os.PathLike | Image.Image | np.ndarray) -> Image.Image:
+    """The image in mode RGB."""
+    if isinstance(image, str | os.PathLike):
+        return open_image(image)
+    if isinstance(image, Image.Image):
+        if image.mode not in _MODES:
+            raise ValueError(
+                f"the image has mode {image.mode}, which has no fixed range; expected one of {', '.join(_MODES)}, "
+                "or the name of the file"
+            )
+        return image.convert("RGB")
+    pixels = np.asarray(image)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise ValueError(f"the image is {pixels.dtype} of shape {pixels.shape}; expected uint8 (H, W, 3), RGB")
+    return Image.fromarray(pixels)

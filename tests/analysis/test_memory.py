@@ -1,0 +1,106 @@
+"""The count of kept bytes: by hand on a small network, and against what a real pass keeps."""
+
+import types
+
+import pytest
+import torch
+from torch import nn
+
+import fasegr
+from fasegr.analysis.memory import count_training_memory, measure_training_memory, noise_batch
+from tools.ablation.tables import CONFIGS
+
+
+class Head(nn.Module):
+    """Two products with an activation between: (B, 3, H, W) to (B, 5)."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 7, bias=False), nn.Linear(7, 5, bias=False)
+
+    def forward(self, images):
+        return {"pred_logits": self.second(self.first(images.mean((2, 3))).exp())}
+
+
+def tiny():
+    model = nn.Module()
+    model.backbone, model.sem_seg_head = nn.Identity(), Head()
+    model.pixel_mean = torch.zeros(3, 1, 1)
+    return model
+
+
+def test_by_hand():
+    memory = count_training_memory(tiny(), (8, 8), batch=2)
+    # the mean of the images, for the first weight; exp's result, for itself and for the second weight; the output
+    assert memory.activations == 4 * 2 * (3 + 7 + 5)
+    assert memory.state == 4 * 4 * (3 * 7 + 7 * 5)
+    assert memory.total == memory.activations + memory.state
+
+
+def test_frozen_parameters_have_no_gradients_and_need_nothing():
+    model = tiny()
+    model.sem_seg_head.first.requires_grad_(False)
+    memory = count_training_memory(model, (8, 8), batch=2)
+    assert memory.activations == 4 * 2 * (7 + 5)
+    assert memory.state == 4 * (3 * 7 + 4 * 7 * 5)
+
+
+@pytest.fixture(scope="module")
+def small():
+    return fasegr.build_model(fasegr.load_cfg(CONFIGS / "quickstart/faseg_scenes.yaml", ["MODEL.DEVICE", "cpu"]))
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_a_real_pass_keeps_as_much(small, dtype):
+    counted = count_training_memory(small, (64, 96), batch=2, amp_dtype=dtype)
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    small.train()
+    images = torch.zeros(2, 3, 64, 96)
+    known = {tensor.untyped_storage().data_ptr() for tensor in (images, *small.parameters(), *small.buffers())}
+    autocast = torch.autocast("cpu", dtype=dtype, enabled=dtype is not None)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast:
+        outputs = small.sem_seg_head(small.backbone(images))
+    for prediction in (outputs, *outputs["aux_outputs"]):
+        keep(prediction["pred_logits"]), keep(prediction["pred_masks"])
+    real = sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in known)
+    if dtype is None:
+        assert counted.activations == real
+    else:  # norms keep their statistics in float32, and their stand-ins in the type of their input
+        assert 0.998 * real < counted.activations <= real
+
+
+def test_counting_changes_nothing(small):
+    small.eval()
+    before = {name: value.clone() for name, value in small.state_dict().items()}
+    count_training_memory(small, (64, 64), batch=1)
+    assert not small.training
+    assert all(torch.equal(value, before[name]) for name, value in small.state_dict().items())
+    assert all(parameter.grad is None for parameter in small.parameters())
+
+
+def test_noise_has_masks_of_all_sizes():
+    samples = noise_batch(types.SimpleNamespace(pixel_mean=torch.zeros(3, 1, 1)), (64, 96), 2)
+    assert [sample["image"].shape for sample in samples] == [(3, 64, 96)] * 2
+    masks = samples[0]["masks"]
+    assert masks.shape == (10, 64, 96)
+    assert torch.equal(masks.sum(0), torch.ones(64, 96, dtype=torch.int64))
+    assert masks.flatten(1).any(1).all()
+
+
+def test_peaks_are_measured_on_gpus_only(small):
+    with pytest.raises(ValueError, match="measured on a GPU only"):
+        measure_training_memory(small, noise_batch(small, (64, 64), 1))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_peak_on_the_gpu():
+    cfg = fasegr.load_cfg(CONFIGS / "quickstart/faseg_scenes.yaml", ["MODEL.DEVICE", "cuda"])
+    model = fasegr.build_model(cfg)
+    counted = count_training_memory(fasegr.build_model(cfg).cpu(), (64, 64), batch=2, amp_dtype=torch.float16)
+    peak = measure_training_memory(model, noise_batch(model, (64, 64), 2), amp_dtype=torch.float16)
+    assert peak > counted.state
