@@ -1,0 +1,1 @@
+"""Small helpers that several parts share. They import nothing of the package."""

@@ -1,0 +1,23 @@
+import sys
+
+import pytest
+import torch
+
+from fasegr.utils.memory import current_memory, peak_memory, reset_peak_memory
+
+CPU = torch.device("cpu")
+
+
+def test_peak_is_not_below_what_is_in_use():
+    assert peak_memory(CPU) >= current_memory(CPU) * 0.9 > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux resets the peak of a process")
+def test_the_peak_begins_anew():
+    size = 64 * 2**20
+    torch.zeros(size, dtype=torch.uint8)
+    assert reset_peak_memory(CPU)
+    before = peak_memory(CPU)
+    held = torch.ones(size, dtype=torch.uint8)
+    assert peak_memory(CPU) - before > size / 2
+    del held
