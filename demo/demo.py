@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Paint what a trained model sees over photographs.
+"""Draw the predictions of a trained model over images.
 
-python demo/demo.py --config-file CONFIG --input street.jpg holiday/ 'shots/*.png' --output seen \\
+python demo/demo.py --config-file CONFIG --input street.jpg holiday/ 'shots/*.png' --output out \\
     --opts MODEL.WEIGHTS model.pth
 
-Of every image, OUTPUT gets NAME_overlay.png and, with --labels, NAME_labels.png, whose values are class numbers.
-A file that cannot be used is named, and the rest goes on. Exit code: 0, 1 if a file failed, 2 if nothing could be done.
+For each image, OUTPUT gets NAME_overlay.png and, with --labels, NAME_labels.png, whose values are class indices.
+Files that fail are listed at the end; the others are done. Exit code: 0, 1 if a file failed, 2 if nothing was done.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from fasegr.d2 import setup_logger
 from fasegr.data.datasets.folder import IMAGE_SUFFIXES
 from fasegr.data.image_io import open_image
 from fasegr.engine.launch import readable_errors
-from fasegr.engine.process import tune_process
+from fasegr.engine.process_settings import tune_process
 from fasegr.evaluation.labels import predicted_labels
 from fasegr.evaluation.prediction_files import label_file_names, write_label_png
 
-# What one file can do wrong, and the next need not: damaged, missing, of no use as an image, too large.
+# Errors of a single file: damaged, missing, not an image, too large.
 FILE_ERRORS = (OSError, ValueError, MemoryError, torch.OutOfMemoryError)
 
 
@@ -40,32 +40,32 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--config-file", required=True, metavar="YAML", help="the config that the model was trained with"
     )
     parser.add_argument(
-        "--input", required=True, nargs="+", help="images, folders (with all below them), glob patterns"
+        "--input", required=True, nargs="+", help="images, folders (searched recursively), glob patterns"
     )
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the pictures")
-    parser.add_argument("--labels", action="store_true", help="write the class numbers too, as grey PNGs")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the results")
+    parser.add_argument("--labels", action="store_true", help="also write class indices, as grey PNGs")
     parser.add_argument(
-        "--min-score", type=float, default=0.5, help="instances below it are not drawn (0 to 1, default: 0.5)"
+        "--min-score", type=float, default=0.5, help="draw instances of at least this score (0 to 1, default: 0.5)"
     )
-    parser.add_argument("--alpha", type=float, default=0.5, help="0 shows the photograph, 1 the colours (default: 0.5)")
+    parser.add_argument("--alpha", type=float, default=0.5, help="0 shows the image, 1 the colours (default: 0.5)")
     parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys, MODEL.WEIGHTS at least"
+        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys, at least MODEL.WEIGHTS"
     )
     args = parser.parse_args(argv)
     if not 0 <= args.min_score <= 1:
         parser.error(f"--min-score is {args.min_score}; it must be between 0 (all instances) and 1")
     if not 0 <= args.alpha <= 1:
-        parser.error(f"--alpha is {args.alpha}; it must be between 0 (photograph only) and 1 (colours only)")
+        parser.error(f"--alpha is {args.alpha}; it must be between 0 (image only) and 1 (colours only)")
     return args
 
 
 def find_images(inputs: list[str], output: str) -> list[Path]:
-    """The files that the inputs stand for, each once, in the order of the inputs and of names within each.
+    """The image files of all inputs, each once, in the order of the inputs and by name within each.
 
-    What lies in the output folder is left out of folders, so that a second run paints no pictures of the first.
-    Raises FileNotFoundError for an input that stands for nothing.
+    In folders, the output folder is left out, so that a second run does not take the results of the first as input.
+    Raises FileNotFoundError for an input without files.
     """
-    own = Path(output).resolve()
+    out = Path(output).resolve()
     files: dict[Path, None] = {}
     for item in inputs:
         path = Path(item).expanduser()
@@ -73,8 +73,8 @@ def find_images(inputs: list[str], output: str) -> list[Path]:
             found = [path]
         elif path.is_dir():
             found = [f for f in sorted(path.rglob("*")) if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file()]
-            if own != path.resolve():
-                found = [f for f in found if own not in f.resolve().parents]
+            if out != path.resolve():
+                found = [f for f in found if out not in f.resolve().parents]
             if not found:
                 raise FileNotFoundError(f"--input {item}: no image in this folder ({', '.join(IMAGE_SUFFIXES)})")
         else:
@@ -86,9 +86,9 @@ def find_images(inputs: list[str], output: str) -> list[Path]:
 
 
 def output_files(images: list[Path], output: str, labels: bool) -> dict[Path, tuple[Path, Path]]:
-    """{image: (overlay, labels)}; images of one name in different folders keep their folders.
+    """{image: (overlay, labels)}; images with the same name in different folders keep their folders.
 
-    Raises ValueError where a picture would be written over an image that is to be read.
+    Raises ValueError if an input would be overwritten.
     """
     names = label_file_names(map(str, images))
     stems = {image: Path(output).absolute() / Path(names[str(image)]).with_suffix("") for image in images}
@@ -97,12 +97,12 @@ def output_files(images: list[Path], output: str, labels: bool) -> dict[Path, tu
         for i, stem in stems.items()
     }
     inputs = {image.resolve() for image in images}
-    for image, (picture, label) in targets.items():
-        for target in (picture, label) if labels else (picture,):
+    for image, (overlay, label_map) in targets.items():
+        for target in (overlay, label_map) if labels else (overlay,):
             if target.resolve() in inputs:
                 raise ValueError(
-                    f"--output {output}: the picture of {image} would be written over {target}, which is an input too; "
-                    "choose another folder, or leave earlier results out of the input"
+                    f"--output {output}: the result for {image} would overwrite {target}, which is also an input; "
+                    "choose another folder, or leave earlier results out of --input"
                 )
     return targets
 
@@ -110,21 +110,21 @@ def output_files(images: list[Path], output: str, labels: bool) -> dict[Path, tu
 def run(
     predictor: Predictor, targets: dict[Path, tuple[Path, Path]], labels: bool, alpha: float, min_score: float
 ) -> dict[Path, str]:
-    """Paint all images; returns what went wrong, by image."""
+    """Process all images. Returns the error messages of those that failed."""
     failed = {}
     with tqdm(targets.items(), unit="image", dynamic_ncols=True) as progress:
-        for image, (picture, label) in progress:
-            progress.set_postfix_str(image.name)
+        for file, (overlay, label_map) in progress:
+            progress.set_postfix_str(file.name)
             try:
-                photo = open_image(image)
-                result = predictor(photo)
-                picture.parent.mkdir(parents=True, exist_ok=True)
-                predictor.draw(photo, result, alpha, min_score).save(picture)
+                image = open_image(file)
+                result = predictor(image)
+                overlay.parent.mkdir(parents=True, exist_ok=True)
+                predictor.draw(image, result, alpha, min_score).save(overlay)
                 if labels:
-                    write_label_png(predicted_labels(result).cpu().numpy(), label, len(predictor.class_names))
+                    write_label_png(predicted_labels(result).cpu().numpy(), label_map, len(predictor.class_names))
             except FILE_ERRORS as error:
-                failed[image] = str(error)
-                progress.write(f"failed: {image}", file=sys.stderr)
+                failed[file] = str(error)
+                progress.write(f"failed: {file}", file=sys.stderr)
     return failed
 
 
@@ -137,14 +137,14 @@ def main(argv: list[str] | None = None) -> int:
         tune_process(tuned_allocator=cfg.SPEED.TUNED_ALLOCATOR, threads=cfg.SPEED.THREADS)
         if args.labels and not cfg.MODEL.MASK_FORMER.TEST.SEMANTIC_ON:
             raise ValueError(
-                "--labels writes a class for each pixel, and this config has none (MODEL.MASK_FORMER.TEST.SEMANTIC_ON "
-                "False); leave it out"
+                "--labels writes a class for each pixel, which this config does not predict "
+                "(MODEL.MASK_FORMER.TEST.SEMANTIC_ON is False); set it True or leave --labels out"
             )
         predictor = Predictor(cfg)
     failed = run(predictor, targets, args.labels, args.alpha, args.min_score)
-    print(f"{len(targets) - len(failed)} of {len(targets)} images are painted in {args.output}")
+    print(f"{len(targets) - len(failed)} of {len(targets)} images done; the results are in {args.output}")
     if failed:
-        print("These failed:", *(f"  {image}: {why}" for image, why in failed.items()), sep="\n", file=sys.stderr)
+        print("Failed:", *(f"  {file}: {error}" for file, error in failed.items()), sep="\n", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -1,10 +1,11 @@
-"""Scores of Cityscapes' pixel-level task as its own scripts define them: of classes, categories and instances."""
+"""Cityscapes' scores of pixel-level labelling, as its own scripts define them: classes, categories and instances."""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +14,8 @@ from torch import Tensor
 
 from fasegr.data.datasets.cityscapes import CATEGORIES, CLASSES, INSTANCE_ENDING, LABEL_ENDING, LABELS
 from fasegr.data.image_io import BadFile, check_label_size, read_label
-from fasegr.evaluation.confusion_matrix import Overlap, count_values
-from fasegr.evaluation.sem_seg import SemSegEvaluator, mean_of_numbers
+from fasegr.evaluation.confusion_matrix import PixelCounts, bincount, divide, nanmean
+from fasegr.evaluation.sem_seg import SemSegEvaluator
 
 __all__ = ["CityscapesEvaluator", "count_instances"]
 
@@ -31,70 +32,64 @@ AVERAGE_INSTANCE = {
     "motorcycle": 6298.7200839748,
     "bicycle": 4672.3249222261,
 }
-PER_LABEL = 1000  # an instance has the number label id * 1000 + 0, 1, 2, ...; a pixel of none, its label id
-NUM_IDS = max(label.id for label in LABELS) + 1
+IDS_PER_LABEL = 1000  # an instance has the id label id * 1000 + 0, 1, 2, ...; a pixel of none has its label id
+NUM_LABELS = max(label.id for label in LABELS) + 1
+CLASS_IDS = [label.id for label in CLASSES]  # label ids of the classes
 CATEGORY_OF = torch.tensor([CATEGORIES.index(label.category) for label in CLASSES])  # of a class
-INSTANCE_CLASSES = [label.train_id for label in CLASSES if label.instances]
+INSTANCE_CLASSES = [label.name for label in CLASSES if label.instances]
 # A category has instances if all of its labels have.
 INSTANCE_CATEGORIES = [
     category
     for category in CATEGORIES
     if all(label.instances for label in LABELS if label.category == category and label.id >= 0)
 ]
+CLASS_OF_LABEL = torch.full((NUM_LABELS,), -1)
+CLASS_OF_LABEL[CLASS_IDS] = torch.tensor([label.train_id for label in CLASSES])
+CATEGORY_OF_LABEL = torch.full((NUM_LABELS,), -1)
+CATEGORY_OF_LABEL[CLASS_IDS] = CATEGORY_OF
 
 
-def _by_id(values: list[int], missing: int) -> Tensor:
-    """Values of the classes, in a table by label id."""
-    table = torch.full((NUM_IDS,), missing)
-    table[[label.id for label in CLASSES]] = torch.tensor(values)
-    return table
+def count_instances(instance_ids: Tensor, prediction: Tensor) -> Tensor:
+    """How well the instances of one image were found, summed over the instances of each class.
 
-
-CLASS_OF_ID = _by_id([label.train_id for label in CLASSES], -1)
-CATEGORY_OF_ID = _by_id(CATEGORY_OF.tolist(), -1)
-
-
-def count_instances(instances: Tensor, prediction: Tensor) -> Tensor:
-    """How the instances of one image were found, summed over the instances of each class.
-
-    instances: (H, W) integers, the numbers of the truth; prediction: (H, W) class indices, on the same device.
+    instance_ids: (H, W) integers of the ground truth; prediction: (H, W) class indices, on the same device.
     Returns (classes, 3) float64 on the CPU: the number of instances, the sum of the shares of each that were given its
     class, and of those that were given a class of its category.
     """
-    device = instances.device
-    label = torch.div(instances, PER_LABEL, rounding_mode="floor")  # 0 where there is no instance
+    device = instance_ids.device
+    label = torch.div(instance_ids, IDS_PER_LABEL, rounding_mode="floor")  # 0 where there is no instance
     prediction = prediction.long()
-    right_class = CLASS_OF_ID.to(device)[label] == prediction
-    right_category = CATEGORY_OF_ID.to(device)[label] == CATEGORY_OF.to(device)[prediction]
-    kind = right_class.int() + right_category  # what has the right class has the right category
-    counts = count_values((instances * 3 + kind).flatten(), NUM_IDS * PER_LABEL * 3).view(NUM_IDS, PER_LABEL, 3).cpu()
-    counts = counts[[label.id for label in CLASSES]].double()
+    right_class = CLASS_OF_LABEL.to(device)[label] == prediction
+    right_category = CATEGORY_OF_LABEL.to(device)[label] == CATEGORY_OF.to(device)[prediction]
+    outcome = right_class.int() + right_category  # 0, 1 or 2: the right class implies the right category
+    counts = bincount((instance_ids * 3 + outcome).flatten(), NUM_LABELS * IDS_PER_LABEL * 3)
+    counts = counts.view(NUM_LABELS, IDS_PER_LABEL, 3).cpu()[CLASS_IDS].double()
     size = counts.sum(2)
     share = counts / size.clamp(min=1).unsqueeze(2)
     return torch.stack([(size > 0).sum(1), share[..., 2].sum(1), share[..., 1:].sum((1, 2))], 1)
 
 
 class CityscapesEvaluator(SemSegEvaluator):
-    """What `SemSegEvaluator` scores, and the four numbers of Cityscapes' benchmark, under detectron2's names.
+    """The scores of `SemSegEvaluator`, and the four of Cityscapes' benchmark, under detectron2's names.
 
     IoU        mean over the classes (the same as mIoU)
-    iIoU       mean over the classes with instances; a pixel of an instance weighs the average size of its class's
-               instances over its own instance's size, so that small ones count as much as large ones
+    iIoU       mean over the classes with instances; a pixel of an instance is weighted by the average size of its
+               class's instances over its own instance's size, so that small ones count as much as large ones
     IoU_sup    mean over the categories (flat, construction, ...): a class taken for another of its category is right
     iIoU_sup   the same over instances, of the categories human and vehicle
 
     and each by class or category, IoU-NAME, iIoU-NAME, IoU_sup-NAME, iIoU_sup-NAME. All agree with cityscapesScripts'
-    evalPixelLevelSemanticLabeling, which is not needed. As there, and other than with `SemSegEvaluator`, a class or
-    category that the truth never holds has an IoU of 0 if it was predicted on a pixel that is evaluated. (The 500
+    evalPixelLevelSemanticLabeling, which is not needed. As there, and unlike in `SemSegEvaluator`, a class or category
+    that is not in the ground truth has an IoU of 0 if it was predicted on a pixel that is evaluated. (The 500
     validation images hold all of them.)
 
-    The instances are those of *_gtFine_instanceIds.png beside the label maps; where these files are missing altogether,
-    iIoU and iIoU_sup are left out, and the log says so.
+    The instances are those of *_gtFine_instanceIds.png beside the label maps; if there are no such files, iIoU and
+    iIoU_sup are left out with a warning.
     """
 
     def __init__(self, dataset_name: str, **options):
-        """options: those of `SemSegEvaluator`. Raises ValueError where the dataset has not Cityscapes' 19 classes,
-        FileNotFoundError where some label maps lack the file of their instances."""
+        """options: those of `SemSegEvaluator`. Raises ValueError if the dataset does not have Cityscapes' 19 classes,
+        FileNotFoundError if some label maps lack their file of instances."""
         super().__init__(dataset_name, **options)
         names = [label.name for label in CLASSES]
         if self.class_names != names:
@@ -102,79 +97,68 @@ class CityscapesEvaluator(SemSegEvaluator):
                 f"{dataset_name} has the classes {', '.join(self.class_names)}; to be scored as Cityscapes "
                 f"(evaluator_type cityscapes_sem_seg) it must have {', '.join(names)}"
             )
-        self._instance_files = {
-            image: truth.removesuffix(LABEL_ENDING) + INSTANCE_ENDING
-            for image, truth in self._truth_files.items()
-            if truth is not None
-        }
-        missing = [file for file in self._instance_files.values() if not os.path.isfile(file)]
-        if missing and len(missing) < len(self._instance_files):
+        files = [_instance_file(record) for record in self._records.values() if record.get("sem_seg_file_name")]
+        missing = [file for file in files if not os.path.isfile(file)]
+        if missing and len(missing) < len(files):
             raise FileNotFoundError(
-                f"{dataset_name}: {len(missing)} of {len(self._instance_files)} label maps have no file of instances, "
-                f"the first {missing[0]}; unpack gtFine again"
+                f"{dataset_name}: {len(missing)} of {len(files)} label maps have no file of instances, the first "
+                f"{missing[0]}; unpack gtFine again"
             )
-        self._scores_instances = bool(self._instance_files) and not missing
+        self._scores_instances = bool(files) and not missing
         if missing:
             logger.warning("%s: no *%s, so iIoU is not computed", dataset_name, INSTANCE_ENDING)
 
-    def reset(self) -> None:
-        super().reset()
-        self._instance_sums = torch.zeros(len(CLASSES), 3, dtype=torch.float64)
-
-    def _count(self, file_name: str, truth: Tensor, prediction: Tensor) -> None:
-        super()._count(file_name, truth, prediction)
+    def _count(self, record: Mapping[str, Any], ground_truth: Tensor, prediction: Tensor) -> None:
+        super()._count(record, ground_truth, prediction)
         if self._scores_instances:
-            instances = torch.from_numpy(self._instances(file_name, tuple(truth.shape)).astype(np.int32))
-            self._instance_sums += count_instances(instances.to(prediction.device), prediction)
+            path = _instance_file(record)
+            ids = read_label(path)
+            check_label_size(path, ids.shape, record["file_name"], tuple(ground_truth.shape))
+            if ids.max(initial=0) >= NUM_LABELS * IDS_PER_LABEL:
+                raise BadFile(
+                    f"{path}: holds the id {ids.max()}; expected a label id of 0..{NUM_LABELS - 1}, or that of an "
+                    f"instance, label id * {IDS_PER_LABEL} + 0..{IDS_PER_LABEL - 1}"
+                )
+            ids = torch.from_numpy(ids.astype(np.int32)).to(prediction.device)
+            self._add("instances", count_instances(ids, prediction))
 
-    def _instances(self, file_name: str, size: tuple[int, int]) -> np.ndarray:
-        path = self._instance_files[file_name]
-        instances = read_label(path)
-        check_label_size(path, instances.shape, file_name, size)
-        if instances.max(initial=0) >= NUM_IDS * PER_LABEL:
-            raise BadFile(
-                f"{path}: holds the number {instances.max()}; expected a label id of 0..{NUM_IDS - 1}, or of an "
-                f"instance, id * {PER_LABEL} + 0..{PER_LABEL - 1}"
-            )
-        return instances
-
-    def _tally(self) -> dict[str, np.ndarray | int]:
-        return super()._tally() | {"instances": self._instance_sums.numpy()}
-
-    def _scores(self, tally: Mapping) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        scores, columns = super()._scores(tally)
-        confusion = tally["pixels"][:-1, :-1].astype(np.float64)  # the last label stands for "not evaluated"
-        overlap = Overlap.of(tally["pixels"])
-        columns["IoU"] = 100 * _iou(overlap.both, overlap.truth - overlap.both, overlap.prediction - overlap.both)
-        scores["mIoU"] = scores["IoU"] = mean_of_numbers(columns["IoU"])
-        scores |= {f"IoU-{name}": float(value) for name, value in zip(self.class_names, columns["IoU"], strict=True)}
+    def _metrics(self, sums: Mapping[str, np.ndarray]) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        scores, columns = super()._metrics(sums)
+        confusion = sums["pixels"][:-1, :-1].astype(np.float64)  # the last label stands for "not evaluated"
+        counts = PixelCounts.from_confusion(sums["pixels"])
+        false_positives = counts.prediction - counts.intersection
+        columns["IoU"] = 100 * divide(counts.intersection, counts.ground_truth + false_positives)
 
         # Categories: the classes of each as one. (categories, classes)
         members = (CATEGORY_OF.numpy() == np.arange(len(CATEGORIES))[:, None]).astype(np.float64)
         merged = members @ confusion @ members.T
-        both = merged.diagonal()
-        wrong = merged.sum(0) - both
-        by_category = {"IoU_sup": 100 * _iou(both, merged.sum(1) - both, wrong)}
+        right = merged.diagonal()
+        category_false_positives = merged.sum(0) - right
+        by_category = {"IoU_sup": 100 * divide(right, merged.sum(1) + category_false_positives)}
 
         if self._scores_instances:
             average = np.array([AVERAGE_INSTANCE.get(name, 0.0) for name in self.class_names])
-            number, found, found_category = tally["instances"].T * average
-            iou = 100 * _iou(found, number - found, overlap.prediction - overlap.both)
-            columns["iIoU"] = np.where([label.instances for label in CLASSES], iou, np.nan)
-            found, number = members @ found_category, members @ number
-            iou = 100 * _iou(found, number - found, wrong)
+            number, found, found_category = sums["instances"].T * average
+            iou = 100 * divide(found, number + false_positives)
+            columns["iIoU"] = np.where(np.isin(self.class_names, INSTANCE_CLASSES), iou, np.nan)
+            iou = 100 * divide(members @ found_category, members @ number + category_false_positives)
             by_category["iIoU_sup"] = np.where(np.isin(CATEGORIES, INSTANCE_CATEGORIES), iou, np.nan)
-            scores["iIoU"] = mean_of_numbers(columns["iIoU"])
-            scores |= {f"iIoU-{CLASSES[i].name}": float(columns["iIoU"][i]) for i in INSTANCE_CLASSES}
+
+        scores["mIoU"] = nanmean(columns["IoU"])
+        for metric in ("IoU", "iIoU"):
+            if metric in columns:
+                scores[metric] = nanmean(columns[metric])
+                values = zip(self.class_names, columns[metric], strict=True)
+                scores |= {f"{metric}-{n}": float(v) for n, v in values if metric == "IoU" or n in INSTANCE_CLASSES}
         for metric, values in by_category.items():
-            scores[metric] = mean_of_numbers(values)
+            scores[metric] = nanmean(values)
             for category, value in zip(CATEGORIES, values, strict=True):
                 if metric == "IoU_sup" or category in INSTANCE_CATEGORIES:
                     scores[f"{metric}-{category}"] = float(value)
         return scores, columns
 
-    def _log(self, scores: Mapping[str, float], columns: Mapping[str, np.ndarray], tally: Mapping) -> None:
-        super()._log(scores, columns, tally)
+    def _log(self, scores: Mapping[str, float], columns: Mapping, sums: Mapping, num_images: int) -> None:
+        super()._log(scores, columns, sums, num_images)
         metrics = [metric for metric in ("IoU_sup", "iIoU_sup") if metric in scores]
         rows = [[name, *(scores.get(f"{metric}-{name}") for metric in metrics)] for name in CATEGORIES]
         rows.append(["mean", *(scores[metric] for metric in metrics)])
@@ -182,7 +166,5 @@ class CityscapesEvaluator(SemSegEvaluator):
         logger.info(f"{self.dataset_name}:\n{table}")
 
 
-def _iou(found: np.ndarray, missed: np.ndarray, wrong: np.ndarray) -> np.ndarray:
-    """Intersection over union from true positives, false negatives and false positives; NaN where all are 0."""
-    union = found + missed + wrong
-    return np.divide(found, union, out=np.full(union.shape, np.nan), where=union > 0)
+def _instance_file(record: Mapping[str, Any]) -> str:
+    return record["sem_seg_file_name"].removesuffix(LABEL_ENDING) + INSTANCE_ENDING

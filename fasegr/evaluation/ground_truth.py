@@ -1,4 +1,4 @@
-"""The truth of an image in the form of a segmentor's result, to be drawn or compared like one."""
+"""The ground truth of an image: its label map, and results as a model without errors would return them."""
 
 from __future__ import annotations
 
@@ -9,36 +9,49 @@ import numpy as np
 import torch
 
 from fasegr.data.augmentation import Box
+from fasegr.data.datasets.coco_json import without_crowds
 from fasegr.data.image_io import read_label
 from fasegr.data.instance_masks import window_mask
 from fasegr.data.panoptic_png import class_map, read_segment_ids
 from fasegr.modeling.meta_arch.instance_inference import Instances
 from fasegr.modeling.meta_arch.panoptic_inference import PanopticSegmentation
 
-__all__ = ["true_result"]
+__all__ = ["ground_truth_result", "label_file", "read_label_map"]
 
 
-def true_result(
+def label_file(record: Mapping[str, Any]) -> str | None:
+    """The file that tells the class of each pixel, a PNG of panoptic segments or a label map; None if there is none."""
+    return record.get("pan_seg_file_name") or record.get("sem_seg_file_name")
+
+
+def read_label_map(record: Mapping[str, Any], ignore_label: int = 255) -> np.ndarray:
+    """The contents of `label_file`: (H, W) class indices, and ignore_label for pixels without a class.
+
+    Of panoptic segments, crowds are labelled like the objects of their class, as in Mask2Former's label maps.
+    """
+    if record.get("pan_seg_file_name"):
+        return class_map(read_segment_ids(record["pan_seg_file_name"]), record["segments_info"], ignore_label)
+    return read_label(record["sem_seg_file_name"])
+
+
+def ground_truth_result(
     record: Mapping[str, Any], kind: str, size: tuple[int, int], ignore_label: int = 255
 ) -> dict[str, Any] | None:
-    """What a segmentor would return that made no mistake; None where the record does not tell.
+    """The ground truth in the form of a model's result, to be drawn or scored; None where the record has none.
 
-    record: of a dataset. kind: "panoptic_seg", "instances" (groups of objects are left out, scores are 1) or
-    "sem_seg_labels" (with ignore_label). size: height and width of the image.
+    record: of a dataset. kind: "panoptic_seg", "instances" (without crowds, of score 1) or "sem_seg_labels" (with
+    ignore_label). size: (height, width) of the image.
     """
-    segments = record.get("segments_info")
     if kind == "panoptic_seg" and "pan_seg_file_name" in record:
         ids = torch.from_numpy(read_segment_ids(record["pan_seg_file_name"]))
-        return {kind: PanopticSegmentation(ids, segments)}
+        return {kind: PanopticSegmentation(ids, record["segments_info"])}
     if kind == "instances" and "annotations" in record:
-        objects = [o for o in record["annotations"] if not o.get("iscrowd", 0)]
-        masks = [window_mask(o["segmentation"], size, size, Box(0, 0, *size)) for o in objects]
+        objects = without_crowds(record["annotations"])
+        masks = np.zeros((len(objects), *size), dtype=bool)
+        for mask, o in zip(masks, objects, strict=True):
+            mask[:] = window_mask(o["segmentation"], size, size, Box(0, 0, *size))
         classes = torch.tensor([o["category_id"] for o in objects], dtype=torch.int64)
-        masks = torch.from_numpy(np.stack(masks)) if masks else torch.zeros(0, *size, dtype=torch.bool)
-        return {kind: Instances(torch.ones(len(objects)), classes, masks)}
-    if kind == "sem_seg_labels" and "sem_seg_file_name" in record:
-        return {kind: torch.from_numpy(read_label(record["sem_seg_file_name"]))}
-    if kind == "sem_seg_labels" and "pan_seg_file_name" in record:
-        labels = class_map(read_segment_ids(record["pan_seg_file_name"]), segments, ignore_label)
-        return {kind: torch.from_numpy(labels)}
+        return {kind: Instances(torch.ones(len(objects)), classes, torch.from_numpy(masks))}
+    if kind == "sem_seg_labels" and label_file(record):
+        return {kind: torch.from_numpy(read_label_map(record, ignore_label))}
     return None

@@ -1,4 +1,4 @@
-"""Evaluators of objects in two processes, each of which sees a share of a `TinyCoco`."""
+"""Evaluators in two processes, each of which evaluates a share of a `TinyCoco`."""
 
 import json
 from pathlib import Path
@@ -7,36 +7,41 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from fasegr.evaluation import InstanceEvaluator, PanopticEvaluator
+from fasegr.evaluation import InstanceEvaluator, PanopticEvaluator, SemSegEvaluator
 from tests.evaluation.tiny_coco import TinyCoco
 
-SHARES = ([0], [1, 2, 3])
+# kind: evaluator, dataset, outputs, images of each process
+KINDS = {
+    "instance": (InstanceEvaluator, "instances", TinyCoco.instance_outputs, ([0], [1, 2, 3])),
+    "panoptic": (PanopticEvaluator, "panoptic", TinyCoco.panoptic_outputs, ([0], [1, 2, 3])),
+    "semantic": (SemSegEvaluator, "panoptic", TinyCoco.semantic_outputs, ([0, 2], [1, 3])),
+    "semantic, one process without images": (
+        *(SemSegEvaluator, "panoptic", TinyCoco.semantic_outputs),
+        ([0, 1, 2, 3], []),
+    ),
+}
 
 
 class TwoProcesses:
-    """folder: where the files went that the evaluators wrote."""
+    """folder: where the evaluators wrote their files."""
 
     def __init__(self, root: Path):
         self.root, self.folder = root, root / "out"
         mp.spawn(_evaluate_share, (root,), nprocs=2)
 
     def results(self, kind: str) -> list[dict | None]:
-        """Of both processes. kind: "instance" or "panoptic"."""
+        """Of both processes. kind: a key of KINDS."""
         return [json.loads((self.root / f"{kind} {rank}.json").read_text()) for rank in range(2)]
 
 
 def _evaluate_share(rank: int, root: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{root}/rendezvous", rank=rank, world_size=2)
-    for kind in ("instance", "panoptic"):
+    for kind, (evaluator, dataset, outputs_of, shares) in KINDS.items():
         case = TinyCoco(root / f"{kind} {rank}")
-        if kind == "instance":
-            evaluator = InstanceEvaluator(case.instances, output_dir=root / "out", save_json=True)
-            outputs = case.instance_outputs()
-        else:
-            evaluator = PanopticEvaluator(case.panoptic, output_dir=root / "out", save_json=True)
-            outputs = case.panoptic_outputs()
-        for i in SHARES[rank]:
+        evaluator = evaluator(getattr(case, dataset), output_dir=root / "out", save_json=True)
+        outputs = outputs_of(case)
+        for i in shares[rank]:
             evaluator.process(case.inputs(slice(i, i + 1)), outputs[i : i + 1])
         (root / f"{kind} {rank}.json").write_text(json.dumps(evaluator.evaluate()))
     dist.barrier()

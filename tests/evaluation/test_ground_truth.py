@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from fasegr.d2 import DatasetCatalog
-from fasegr.evaluation import InstanceEvaluator, PanopticEvaluator, PanopticSemSegEvaluator
-from fasegr.evaluation.ground_truth import true_result
+from fasegr.evaluation import InstanceEvaluator, PanopticEvaluator, SemSegEvaluator
+from fasegr.evaluation.ground_truth import ground_truth_result
 from tests.evaluation.tiny_coco import THINGS, TinyCoco
 
 
@@ -13,9 +13,11 @@ def case(tmp_path):
     return TinyCoco(tmp_path)
 
 
-def truths(case, name, kind):
+def results_of(case, name, kind):
     sizes = [segments[0].mask.shape for segments in case.segments]
-    return [true_result(record, kind, size) for record, size in zip(DatasetCatalog.get(name), sizes, strict=True)]
+    return [
+        ground_truth_result(record, kind, size) for record, size in zip(DatasetCatalog.get(name), sizes, strict=True)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -26,9 +28,9 @@ def truths(case, name, kind):
         ("panoptic", "sem_seg_labels", None, None),
     ],
 )
-def test_scores_100_percent(case, dataset, kind, evaluator, score):
-    results = truths(case, getattr(case, dataset), kind)
-    if evaluator is None:  # labels leave pixels out, predictions do not
+def test_has_a_score_of_100_percent(case, dataset, kind, evaluator, score):
+    results = results_of(case, getattr(case, dataset), kind)
+    if evaluator is None:  # labels have ignored pixels, predictions do not
         for result, segments in zip(results, case.segments, strict=True):
             expected = np.full(segments[0].mask.shape, 255)
             for segment in segments:
@@ -40,21 +42,21 @@ def test_scores_100_percent(case, dataset, kind, evaluator, score):
     assert evaluator.evaluate()[score[0]][score[1]] == pytest.approx(100)
 
 
-def test_a_record_that_does_not_tell(case):
-    assert truths(case, case.instances, "panoptic_seg") == [None] * 4
-    assert truths(case, case.instances, "sem_seg_labels") == [None] * 4
-    assert truths(case, case.panoptic, "instances") == [None] * 4
+def test_a_record_without_ground_truth_of_the_kind(case):
+    assert results_of(case, case.instances, "panoptic_seg") == [None] * 4
+    assert results_of(case, case.instances, "sem_seg_labels") == [None] * 4
+    assert results_of(case, case.panoptic, "instances") == [None] * 4
 
 
 def test_an_image_without_objects():
-    result = true_result({"annotations": []}, "instances", (4, 6))["instances"]
+    result = ground_truth_result({"annotations": []}, "instances", (4, 6))["instances"]
     assert len(result) == 0 and result.image_size == (4, 6)
 
 
-def test_semantic_scores_of_panoptic_truth(case):
-    """Void is ignored, groups of objects are not."""
+def test_semantic_scores_of_panoptic_ground_truth(case):
+    """Void is ignored, crowds are not."""
     labels = [torch.from_numpy(sum(s.label * s.mask for s in segments)) for segments in case.segments]
-    evaluator = PanopticSemSegEvaluator(case.panoptic)
+    evaluator = SemSegEvaluator(case.panoptic)
     evaluator.process(case.inputs(), [{"sem_seg_labels": label} for label in labels])
     scores = evaluator.evaluate()["sem_seg"]
     assert scores["mIoU"] == scores["BoundaryIoU"] == 100

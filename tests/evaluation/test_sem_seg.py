@@ -7,14 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from PIL import Image
 from pycocotools import mask as coco
 from scipy import ndimage
 
 from fasegr.d2 import RUNTIME, DatasetCatalog, MetadataCatalog
 from fasegr.evaluation import SemSegEvaluator
+from tests.evaluation.tiny_coco import TinyCoco
 
 IGNORE = 255
 
@@ -111,7 +110,7 @@ def assert_same(scores, expected):
     np.testing.assert_allclose(list(scores.values()), list(expected.values()), rtol=1e-12)
 
 
-def test_equals_the_slow_truth(case):
+def test_equals_a_slow_reference(case):
     scores = case.evaluate()
     assert_same(scores, slow_scores(case.truths, case.predictions, case.class_names))
     assert 5 < scores["BoundaryIoU"] < scores["mIoU"] < 95
@@ -144,11 +143,10 @@ def test_on_a_gpu(case, kind):
     outputs = [{name: value.cuda() for name, value in output.items()} for output in getattr(case, kind)()]
     evaluator = SemSegEvaluator(case.name)
     evaluator.process(case.inputs(), outputs)
-    assert evaluator._counts.is_cuda and evaluator._boundary_counts.is_cuda
     assert_same(evaluator.evaluate()["sem_seg"], case.evaluate())
 
 
-def test_a_right_prediction_has_100_percent_whatever_it_says_where_truth_is_ignored(case):
+def test_predictions_on_ignored_pixels_make_no_difference(case):
     case.predictions = [np.where(truth == IGNORE, 3, truth).astype(np.uint8) for truth in case.truths]
     assert set(case.evaluate().values()) == {100.0}
 
@@ -222,7 +220,7 @@ def test_images_of_one_stem_in_two_folders_are_both_saved(tmp_path):
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / "labels" / folder / "0.png")), truth)
 
 
-def test_saves_json_with_the_ids_of_the_data_set(tmp_path):
+def test_saves_json_with_the_ids_of_the_dataset(tmp_path):
     case = Case(tmp_path / "data", stuff_dataset_id_to_contiguous_id={10 * (i + 1): i for i in range(5)})
     case.evaluate(output_dir=tmp_path / "out", save_json=True)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["sem_seg_predictions.json"]
@@ -244,13 +242,13 @@ def test_saving_needs_a_folder(case):
 # bad input
 
 
-def test_truth_of_another_size(case):
+def test_ground_truth_of_another_size(case):
     evaluator = SemSegEvaluator(case.name)
-    with pytest.raises(ValueError, match=r"0\.png: the truth has .* must be of one size"):
+    with pytest.raises(ValueError, match=r"0\.png: is .* but its image .*0\.jpg is 4 x 3"):
         evaluator.process(case.inputs(slice(1)), [{"sem_seg_labels": torch.zeros(3, 4, dtype=torch.uint8)}])
 
 
-def test_truth_out_of_range(tmp_path):
+def test_ground_truth_out_of_range(tmp_path):
     name = f"test_{uuid.uuid4().hex}"
     files = register(name, tmp_path, [np.full((4, 4), 7, np.uint8)], ["a", "b"])
     with pytest.raises(ValueError, match=r"0\.png: holds the label 7"):
@@ -260,15 +258,15 @@ def test_truth_out_of_range(tmp_path):
 def test_prediction_of_other_classes(case):
     shape = case.predictions[0].shape
     evaluator = SemSegEvaluator(case.name)
-    with pytest.raises(ValueError, match=r"0\.jpg: the model scores 7 classes.* has 5"):
+    with pytest.raises(ValueError, match=r"0\.jpg: the model has scores of 7 classes.* has 5"):
         evaluator.process(case.inputs(slice(1)), [{"sem_seg": torch.zeros(7, *shape)}])
-    with pytest.raises(ValueError, match=r"0\.jpg: the labels predicted go from 5 to 5.*5 classes"):
+    with pytest.raises(ValueError, match=r"0\.jpg: the predicted labels range from 5 to 5.*5 classes"):
         evaluator.process(case.inputs(slice(1)), [{"sem_seg_labels": torch.full(shape, 5, dtype=torch.uint8)}])
     with pytest.raises(ValueError, match="from -1 to -1"):
         evaluator.process(case.inputs(slice(1)), [{"sem_seg_labels": torch.full(shape, -1, dtype=torch.int16)}])
 
 
-def test_image_of_another_data_set(case):
+def test_image_of_another_dataset(case):
     with pytest.raises(KeyError, match=rf"elsewhere.jpg is not an image of {case.name}"):
         SemSegEvaluator(case.name).process([{"file_name": "elsewhere.jpg"}], case.labels(slice(1)))
 
@@ -283,37 +281,21 @@ def test_nothing_labelled(tmp_path):
     files = register(name, tmp_path, [np.full((4, 4), IGNORE, np.uint8)], ["a", "b"])
     evaluator = SemSegEvaluator(name)
     evaluator.process([{"file_name": files[0]}], [{"sem_seg": torch.zeros(2, 4, 4)}])
-    with pytest.raises(ValueError, match="are ignored"):
+    with pytest.raises(ValueError, match="is ignored"):
         evaluator.evaluate()
 
 
-# several processes
-
-
-SHARES = {"even": [[0, 2], [1, 3]], "one without images": [[0, 1, 2, 3], []]}
-
-
-def evaluate_share(rank: int, root: Path) -> None:
-    """One of two processes: evaluate a share of the images and leave the result in a file."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{root}/rendezvous", rank=rank, world_size=2)
-    case = Case(root / f"data{rank}")
-    for name, shares in SHARES.items():
-        evaluator = SemSegEvaluator(case.name, output_dir=root / name, save_json=True)
-        for i in shares[rank]:
-            evaluator.process(case.inputs(slice(i, i + 1)), case.labels(slice(i, i + 1)))
-        (root / f"{name} {rank}.json").write_text(json.dumps(evaluator.evaluate()))
-    dist.destroy_process_group()
-
-
-def test_processes_together_equal_one(case, tmp_path):
-    mp.spawn(evaluate_share, (tmp_path,), nprocs=2)
-    for name in SHARES:
-        scores, nothing = (json.loads((tmp_path / f"{name} {rank}.json").read_text()) for rank in range(2))
-        assert nothing is None
-        assert scores["sem_seg"] == case.evaluate()
-        segments = json.loads((tmp_path / name / "sem_seg_predictions.json").read_text())
-        assert {Path(segment["file_name"]).name for segment in segments} == {f"{i}.jpg" for i in range(4)}
+def test_two_processes_make_the_counts_of_one(tmp_path, two_processes):
+    case = TinyCoco(tmp_path)
+    evaluator = SemSegEvaluator(case.panoptic, distributed=False)
+    evaluator.process(case.inputs(), case.semantic_outputs())
+    expected = evaluator.evaluate()["sem_seg"]
+    for kind in ("semantic", "semantic, one process without images"):
+        main, other = two_processes.results(kind)
+        assert other is None
+        assert main["sem_seg"] == expected
+    segments = json.loads((two_processes.folder / "sem_seg_predictions.json").read_text())
+    assert {Path(segment["file_name"]).name for segment in segments} == {f"{i}.jpg" for i in range(4)}
 
 
 # against detectron2
@@ -380,18 +362,18 @@ def half_labelled(case):
     return name
 
 
-def test_images_without_truth_are_not_scored(case, half_labelled):
+def test_images_without_ground_truth_are_not_scored(case, half_labelled):
     evaluator = SemSegEvaluator(half_labelled)
     evaluator.process(case.inputs(), case.labels())
     assert_same(evaluator.evaluate()["sem_seg"], slow_scores(case.truths[:2], case.predictions[:2], case.class_names))
 
 
 def test_submission(case, half_labelled, tmp_path, caplog):
-    """Files are written whether there is truth or not, and without any the result is empty."""
+    """Files are written with or without ground truth; without any the result is empty."""
     evaluator = SemSegEvaluator(half_labelled, output_dir=tmp_path / "out", save_submission=True)
     evaluator.process(case.inputs(slice(2, None)), case.labels(slice(2, None)))
     assert evaluator.evaluate() == {}
-    assert "no labelled pixel" in caplog.text
+    assert "no ground truth to score" in caplog.text
     assert sorted(file.name for file in (tmp_path / "out" / "submission").iterdir()) == ["2.png", "3.png"]
     with Image.open(tmp_path / "out" / "submission" / "2.png") as saved:
         np.testing.assert_array_equal(np.array([7, 8, 11, 300, 13])[case.predictions[2]], np.asarray(saved))
@@ -407,5 +389,5 @@ def test_nothing_to_score_and_nothing_to_save(tmp_path):
 
 
 def test_submission_needs_a_benchmark(case, tmp_path):
-    with pytest.raises(ValueError, match="has no benchmark that is known here"):
+    with pytest.raises(ValueError, match="belongs to no benchmark with a known format"):
         SemSegEvaluator(case.name, output_dir=tmp_path, save_submission=True)

@@ -1,4 +1,4 @@
-"""A dataset in COCO's formats, of random blobs with void and groups of objects, and predictions that are half right."""
+"""A dataset in COCO's formats, of random blobs with void and crowds, and predictions that are half right."""
 
 import json
 import uuid
@@ -109,13 +109,18 @@ class TinyCoco:
         return Instances(scores, torch.from_numpy(labels), torch.from_numpy(np.stack(masks)))
 
     def instance_outputs(self) -> list[dict]:
-        """Contiguous classes as the dataset of instances counts them: the things alone."""
+        """Contiguous classes as the dataset of instances counts them: only the things."""
         outputs = []
         for image in range(len(self.files)):
             found = self.found(image)
             classes = (found.pred_classes == THINGS[1]).long()
             outputs.append({"instances": Instances(found.scores, classes, found.pred_masks)})
         return outputs
+
+    def semantic_outputs(self) -> list[dict]:
+        """The classes of the segments, moved; void has class 0."""
+        maps = (sum(s.label * s.mask for s in segments) for segments in self.segments)
+        return [{"sem_seg_labels": torch.from_numpy(np.roll(labels, 2, 1))} for labels in maps]
 
     def panoptic_outputs(self) -> list[dict]:
         """Segments moved, merged, dropped, invented and given other classes."""
