@@ -12,7 +12,6 @@ import logging
 from fasegr import load_cfg
 from fasegr.checkpoint import Checkpointer
 from fasegr.d2 import default_argument_parser
-from fasegr.data.build import check_num_classes
 from fasegr.data.datasets import register_from_config
 from fasegr.engine.hooks import flatten
 from fasegr.engine.launch import launch, readable_errors, warnings_for_the_log
@@ -22,8 +21,7 @@ logger = logging.getLogger("fasegr")
 
 
 def main(args, cfg) -> None:
-    register_from_config(cfg)
-    check_num_classes(cfg)
+    register_from_config(cfg)  # again: a process that was spawned has empty catalogs
     if args.eval_only:
         evaluate(args, cfg)
         return

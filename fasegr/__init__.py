@@ -5,14 +5,33 @@ cfg = fasegr.load_cfg("configs/ade20k/semantic-segmentation/faseg_r50.yaml", ["M
 model = fasegr.build_model(cfg)
 """
 
+import os
+from collections.abc import Sequence
+from typing import Any
+
 import fasegr.modeling  # noqa: F401 (registers architecture, head and backbones)
+from fasegr import config
 from fasegr.checkpoint import load_checkpoint
-from fasegr.config import add_fasegr_config, load_cfg
-from fasegr.d2 import build_model
-from fasegr.data.datasets import register_all
+from fasegr.config import add_fasegr_config
+from fasegr.d2 import CfgNode, build_model
+from fasegr.data.build import check_num_classes
+from fasegr.data.datasets import register_all, register_from_config
 from fasegr.inference.predictor import Predictor
 
 __version__ = "0.1.0"
 __all__ = ["Predictor", "add_fasegr_config", "build_model", "load_cfg", "load_checkpoint", "register_all"]
+
+
+def load_cfg(path: str | os.PathLike, opts: Sequence[Any] = ()) -> CfgNode:
+    """The config of a YAML file and `opts` (key, value, key, value, ...) on top, ready for the model and its data.
+
+    The datasets in DATASETS.FOLDER and DATASETS.COCO are registered. Raises FileNotFoundError for a missing file, and
+    ValueError for anything wrong in the values, or if a dataset's classes are not those of the model.
+    """
+    cfg = config.load_cfg(path, opts)
+    register_from_config(cfg)
+    check_num_classes(cfg)
+    return cfg
+
 
 register_all()

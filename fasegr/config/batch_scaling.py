@@ -17,6 +17,7 @@ from collections.abc import Collection
 from fractions import Fraction
 
 from fasegr.d2 import CfgNode
+from fasegr.utils.nested import lookup
 
 __all__ = ["scale_to_batch"]
 
@@ -38,7 +39,7 @@ def scale_to_batch(cfg: CfgNode, stated: Collection[str] = ()) -> None:
         return
     scale = Fraction(batch, reference)
     keys = [*COUNTED_IN_ITERATIONS, *(["SOLVER.STEPS"] if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR" else [])]
-    old = {key: _get(cfg, key) for key in keys if key not in stated}
+    old = {key: lookup(cfg, key) for key in keys if key not in stated}
     new = {key: _divided(value, scale) for key, value in old.items()}
     torn = [f"{key} {old[key]} would be {_text(value)}" for key, value in new.items() if not _whole(value)]
     if torn:
@@ -74,9 +75,3 @@ def _possible(values: Collection, reference: int) -> list[int]:
     """Batch sizes up to four times the reference that divide all the values."""
     batches = range(1, 4 * reference + 1)
     return [b for b in batches if all(_whole(_divided(value, Fraction(b, reference))) for value in values)]
-
-
-def _get(cfg: CfgNode, key: str):
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 import fasegr
+from fasegr.utils.nested import lookup
 
-ROOT = Path(__file__).parents[1] / "configs"
+ROOT = Path(__file__).parents[2] / "configs"
 ADE20K = ROOT / "ade20k/semantic-segmentation"
 CITYSCAPES = ROOT / "cityscapes/semantic-segmentation"
 COCO_INSTANCE = ROOT / "coco/instance-segmentation"
@@ -260,17 +261,12 @@ for folder, data in ((COCO_INSTANCE, COCO_INSTANCE_DATA), (COCO_PANOPTIC, COCO_P
     }
 
 
-def value(cfg, key):
-    for part in key.split("."):
-        cfg = cfg[part]
-    return list(cfg) if isinstance(cfg, tuple) else cfg
-
-
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_recipe(path):
     cfg = fasegr.load_cfg(path, ["MODEL.DEVICE", "cpu"])
     expected = {key: wanted for table in (EVERYWHERE, *RECIPES[path]) for key, wanted in table.items()}
-    assert {key: value(cfg, key) for key in expected} == expected
+    values = {key: lookup(cfg, key) for key in expected}
+    assert {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()} == expected
 
 
 def test_every_recipe_has_its_tables():

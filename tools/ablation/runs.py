@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fasegr.config import add_fasegr_config, load_cfg
+from fasegr import add_fasegr_config, load_cfg
 from fasegr.d2 import DatasetCatalog, MetadataCatalog, get_cfg
 from tools.ablation.tables import CONFIGS, Row, Table, flat, transferred
 

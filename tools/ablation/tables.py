@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fasegr.config import load_cfg
+from fasegr import load_cfg
 
 __all__ = [
     "CONFIGS",

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fasegr.d2 import BACKBONE_REGISTRY, Backbone, ShapeSpec
 from fasegr.modeling.layers import ConvNorm, build_norm
+from fasegr.modeling.ops import channels_last
 
 _BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
@@ -34,7 +34,7 @@ def _conv(in_channels: int, out_channels: int, kernel: int, norm: str, *, stride
 
 
 class _Block(nn.Module):
-    """Sum of a shortcut and a branch, then ReLU. The branch's convolutions are `conv1`, `conv2`, ... in this order."""
+    """Sum of a shortcut and a branch (`conv1`, `conv2`, ...), then ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, norm: str):
         super().__init__()
@@ -47,7 +47,7 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.shortcut is None else self.shortcut(x)
-        return F.relu_(self.branch(x).add_(shortcut))  # the branch ends in a convolution or a norm, whose result is new
+        return F.relu_(self.branch(x).add_(shortcut))  # in place: the output of a convolution or norm
 
 
 class BasicBlock(_Block):
@@ -93,7 +93,7 @@ class ResNet(Backbone):
 
     depth: 18, 34, 50 or 101. norm: FrozenBN, BN, SyncBN or GN. stem_channels: width of the stem (64).
     res2_channels: channels of res2 (256; 64 for depth 18 and 34), doubled at each later stage.
-    out_features: of "res2" .. "res5" (strides 4 .. 32).
+    out_features: of "res2" .. "res5" (strides 4 .. 32). freeze_at: number of stages frozen, the stem being the first.
 
     Input (B, 3, H, W), H and W multiples of 32; returns {name: (B, C, H/stride, W/stride)}.
     """
@@ -110,12 +110,12 @@ class ResNet(Backbone):
         freeze_at: int = 0,
     ):
         super().__init__()
-        if depth not in _BLOCKS:
-            raise ValueError(f"MODEL.RESNETS.DEPTH is {depth}; it must be one of {sorted(_BLOCKS)}")
-        names = [f"res{i}" for i in range(2, 6)]
-        unknown = [name for name in out_features if name not in names]
-        if unknown or not out_features:
-            raise ValueError(f"MODEL.RESNETS.OUT_FEATURES is {list(out_features)}; it must be chosen from {names}")
+        if freeze_at and norm not in ("FrozenBN", "GN"):
+            raise ValueError(
+                f"freeze_at is {freeze_at} with norm {norm!r}, whose running statistics would still change; "
+                "use FrozenBN, or freeze_at 0"
+            )
+        names = ["res2", "res3", "res4", "res5"]
         self.stem = Stem(stem_channels, norm)
         in_channels = stem_channels
         for i, blocks in enumerate(_BLOCKS[depth]):
@@ -134,11 +134,6 @@ class ResNet(Backbone):
         self._out_feature_channels = {name: res2_channels * 2**i for i, name in enumerate(names)}
         self._out_feature_strides = {name: 4 * 2**i for i, name in enumerate(names)}
         self._stages = [name for i, name in enumerate(names) if any(f in names[i:] for f in out_features)]
-        if freeze_at and norm not in ("FrozenBN", "GN"):
-            raise ValueError(
-                f"MODEL.BACKBONE.FREEZE_AT is {freeze_at} with norm {norm!r}, whose statistics would still move; "
-                "set FREEZE_AT to 0 or MODEL.RESNETS.NORM to FrozenBN"
-            )
         for name in ["stem", *names][:freeze_at]:
             getattr(self, name).requires_grad_(False)
 
@@ -147,9 +142,7 @@ class ResNet(Backbone):
         return 32
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        if x.device.type in ("cpu", "cuda"):
-            x = x.contiguous(memory_format=torch.channels_last)  # the layout that convolutions are fastest in
-        x = self.stem(x)
+        x = self.stem(channels_last(x))
         features = {}
         for name in self._stages:
             x = getattr(self, name)(x)
@@ -160,15 +153,8 @@ class ResNet(Backbone):
 
 @BACKBONE_REGISTRY.register()
 def build_fasegr_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
-    """ResNet of MODEL.RESNETS; detectron2's keys for dilation, groups and deformable convolution must be at rest."""
+    """ResNet of MODEL.RESNETS; detectron2's keys for dilation, groups and deformable convolution have no effect."""
     keys = cfg.MODEL.RESNETS
-    at_rest = {"NUM_GROUPS": 1, "WIDTH_PER_GROUP": 64, "RES5_DILATION": 1, "RES5_MULTI_GRID": [1, 1, 1]}
-    for key, value in at_rest.items():
-        # RES5_MULTI_GRID, which the released files set, multiplies the dilation of res5: with [1, 1, 1] it does nothing
-        if (list(keys[key]) if isinstance(value, list) else keys[key]) != value:
-            raise ValueError(f"MODEL.RESNETS.{key} is {keys[key]}; this ResNet has only {value}")
-    if any(keys.DEFORM_ON_PER_STAGE):
-        raise ValueError("MODEL.RESNETS.DEFORM_ON_PER_STAGE is set; this ResNet has no deformable convolution")
     return ResNet(
         keys.DEPTH,
         norm=keys.NORM,

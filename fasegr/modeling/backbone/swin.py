@@ -1,8 +1,8 @@
 """Swin Transformer with the state-dict names of the original (`layers.0.blocks.1.attn.qkv.weight`).
 
 Source: Liu et al., "Swin Transformer: Hierarchical vision transformer using shifted windows", ICCV 2021. As in its
-detection and segmentation code, a map is padded to whole windows first and shifted then, so that images of any size
-can be taken, and every map that is handed out has a norm of its own (`norm0` .. `norm3`).
+detection and segmentation code, a map is padded to whole windows and then shifted, so that images may have any size,
+and every output map has its own norm (`norm0` .. `norm3`).
 """
 
 from __future__ import annotations
@@ -16,56 +16,13 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from fasegr.d2 import BACKBONE_REGISTRY, Backbone, ShapeSpec
-from fasegr.modeling.ops.linear import Linear
 
 _NAMES = ("res2", "res3", "res4", "res5")
-_PATCH = 4  # pixels a side of what becomes one token: the stride of res2
-
-
-def swin_problems(
-    *,
-    embed_dim: int,
-    depths: Sequence[int],
-    num_heads: Sequence[int],
-    window_size: int,
-    mlp_ratio: float,
-    drop_rate: float,
-    attn_drop_rate: float,
-    drop_path_rate: float,
-    pretrain_img_size: int,
-    out_features: Sequence[str],
-    **_,
-) -> list[str]:
-    """What cannot work in the arguments of a SwinTransformer, one sentence each, in the words of MODEL.SWIN.
-
-    The arguments that any value will do for are taken and ignored.
-    """
-    problems = []
-    stages = len(_NAMES)
-    for key, values in (("DEPTHS", depths), ("NUM_HEADS", num_heads)):
-        if len(values) != stages or any(not isinstance(value, int) or value < 1 for value in values):
-            problems.append(f"MODEL.SWIN.{key} is {list(values)}; it must be {stages} ints >= 1, one a stage")
-    for i, heads in enumerate(num_heads[:stages]):
-        if isinstance(heads, int) and heads >= 1 and (embed_dim * 2**i) % heads:
-            problems.append(f"MODEL.SWIN.NUM_HEADS[{i}] is {heads}; it must divide the {embed_dim * 2**i} channels")
-    for key, value in (("EMBED_DIM", embed_dim), ("WINDOW_SIZE", window_size)):
-        if value < 1:
-            problems.append(f"MODEL.SWIN.{key} is {value}; it must be an int >= 1 (96 and 7 in Swin-T)")
-    if mlp_ratio <= 0:
-        problems.append(f"MODEL.SWIN.MLP_RATIO is {mlp_ratio}; it must be > 0 (4.0 in the paper)")
-    rates = {"DROP_RATE": drop_rate, "ATTN_DROP_RATE": attn_drop_rate, "DROP_PATH_RATE": drop_path_rate}
-    for key, rate in rates.items():
-        if not 0 <= rate < 1:
-            problems.append(f"MODEL.SWIN.{key} is {rate}; it is a probability, 0 <= rate < 1")
-    if pretrain_img_size < _PATCH:
-        problems.append(f"MODEL.SWIN.PRETRAIN_IMG_SIZE is {pretrain_img_size}; it must be >= {_PATCH} (224 or 384)")
-    if not out_features or any(name not in _NAMES for name in out_features):
-        problems.append(f"MODEL.SWIN.OUT_FEATURES is {list(out_features)}; it must be chosen from {list(_NAMES)}")
-    return problems
+_PATCH = 4  # side of the patch that becomes one token, in pixels: the stride of res2
 
 
 def _pad_to_multiple(x: Tensor, step: int) -> Tensor:
-    """(B, H, W, C) with zeros at right and bottom, so that `step` divides height and width."""
+    """(B, H, W, C) padded with zeros at the right and bottom to multiples of `step`."""
     bottom, right = -x.shape[1] % step, -x.shape[2] % step
     return F.pad(x, (0, 0, 0, right, 0, bottom)) if bottom or right else x
 
@@ -85,13 +42,13 @@ def from_windows(windows: Tensor, window: int, height: int, width: int) -> Tenso
 
 
 def shift_mask(height: int, width: int, window: int, shift: int, *, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """What keeps apart tokens that a cyclic shift put into one window though they come from opposite edges.
+    """Attention mask between tokens that a cyclic shift brought into one window from opposite edges of the map.
 
-    height, width: of the padded map. Returns (nW, 1, window**2, window**2), 0 where a token sees another, else -inf.
+    height, width: of the padded map. Returns (nW, 1, window**2, window**2): 0 where tokens see each other, else -inf.
     """
 
     def part(size: int) -> Tensor:
-        # 0: windows without a seam; 1 and 2: before and behind the seam in the last window
+        # 0: windows without a seam; 1 and 2: before and after the seam in the last window
         position = torch.arange(size, device=device)
         return (position >= size - window).int() + (position >= size - shift).int()
 
@@ -101,10 +58,10 @@ def shift_mask(height: int, width: int, window: int, shift: int, *, device: torc
 
 
 def drop_path(branch: Tensor, rate: float, training: bool) -> Tensor:
-    """Stochastic depth: in training, `branch` (B, ...) is left out of a sample with probability `rate`.
+    """Stochastic depth: in training, `branch` (B, ...) is zeroed for a sample with probability `rate`.
 
-    What stays is scaled, so that the expectation is that of the branch. Source: Huang et al., "Deep networks with
-    stochastic depth", ECCV 2016.
+    The other samples are scaled to keep the expectation. Source: Huang et al., "Deep networks with stochastic depth",
+    ECCV 2016.
     """
     if rate == 0.0 or not training:
         return branch
@@ -113,7 +70,7 @@ def drop_path(branch: Tensor, rate: float, training: bool) -> Tensor:
 
 
 class PatchEmbed(nn.Module):
-    """Image (B, 3, H, W) to tokens (B, H/4, W/4, C): one linear map of each 4 x 4 patch, then a norm if `norm`."""
+    """Image (B, 3, H, W) to tokens (B, H/4, W/4, C): a linear map of each 4 x 4 patch, then a norm if `norm`."""
 
     def __init__(self, dim: int, *, norm: bool):
         super().__init__()
@@ -134,7 +91,7 @@ class PatchMerging(nn.Module):
     def __init__(self, dim: int):
         super().__init__()
         self.norm = nn.LayerNorm(4 * dim)
-        self.reduction = Linear(4 * dim, 2 * dim, bias=False)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         x = _pad_to_multiple(x, 2)
@@ -144,9 +101,9 @@ class PatchMerging(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """Self-attention among the tokens of a window, with a learnt bias for every offset between two of them.
+    """Self-attention within a window, with a learned bias for every relative position.
 
-    scale: of the scores; None is 1 / sqrt(channels of a head).
+    scale: of the scores; None is 1 / sqrt(channels per head).
     """
 
     def __init__(
@@ -164,8 +121,8 @@ class WindowAttention(nn.Module):
         self.num_heads = num_heads
         self.scale = scale
         self.attn_drop = attn_drop
-        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = Linear(dim, dim)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(drop)
         # one row for each offset (dy, dx), dy and dx from 1 - window to window - 1
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 2, num_heads))
@@ -175,13 +132,13 @@ class WindowAttention(nn.Module):
         self.register_buffer("relative_position_index", offset[..., 0] * (2 * window - 1) + offset[..., 1])
 
     def bias(self) -> Tensor:
-        """(1, M, n, n): what is added to the scores, query by key."""
+        """(1, M, n, n), added to the scores of queries and keys."""
         n = self.relative_position_index.shape[0]
         rows = self.relative_position_bias_table[self.relative_position_index.flatten()]
         return rows.view(n, n, self.num_heads).permute(2, 0, 1).contiguous()[None]
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """x: (B * nW, n, C), the windows of an image in succession. mask: (nW, 1, n, n), added to the scores."""
+        """x: (B * nW, n, C), image by image. mask: (nW, 1, n, n), added to the scores."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         bias = self.bias()
         if mask is not None:
@@ -200,12 +157,12 @@ class WindowAttention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Linear, GELU, linear, with dropout after either: (..., C) to (..., C)."""
+    """Linear, GELU, linear, with dropout after both linear layers: (..., C) to (..., C)."""
 
     def __init__(self, dim: int, hidden_dim: int, drop: float):
         super().__init__()
-        self.fc1 = Linear(dim, hidden_dim)
-        self.fc2 = Linear(hidden_dim, dim)
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -213,9 +170,9 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention within windows, then an MLP, each a residual branch behind a norm: (B, H, W, C) to the same.
+    """Window attention, then an MLP, each a residual branch with a norm before it: (B, H, W, C) to the same.
 
-    shift: by how many tokens the windows are moved up and left, 0 for not.
+    shift: of the windows, in tokens; 0 for none.
     """
 
     def __init__(
@@ -229,7 +186,7 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio), attention["drop"])
 
     def attend(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """(B, H, W, C) to the same. The zeros of the padding are attended like tokens, as the original does."""
+        """(B, H, W, C) to the same. Tokens of the padding are attended too, as in the original."""
         height, width = x.shape[1:3]
         x = _pad_to_multiple(x, self.window)
         padded = x.shape[1:3]
@@ -249,7 +206,7 @@ class Block(nn.Module):
 class Stage(nn.Module):
     """Blocks of one resolution, every second one with shifted windows; `downsample` leads to the next stage.
 
-    paths: drop rate of each block. checkpointing: blocks are computed again in the backward pass instead of kept.
+    paths: drop path rate of each block. checkpointing: recompute blocks in the backward pass instead of storing them.
     """
 
     def __init__(
@@ -271,30 +228,19 @@ class Stage(nn.Module):
             for i, path in enumerate(paths)
         )
         self.downsample = PatchMerging(dim) if downsample else None
-        self._last_mask: tuple[tuple, Tensor] | None = None  # of the last size; a plain attribute, in no state dict
-
-    def mask(self, x: Tensor, dtype: torch.dtype) -> Tensor | None:
-        """The `shift_mask` of the map `x`, made once for images of one size; None where nothing is shifted."""
-        if self.shift == 0 or len(self.blocks) == 1:
-            return None
-        height, width = (size + -size % self.window for size in x.shape[1:3])
-        options = {"device": x.device, "dtype": dtype}
-        if torch.compiler.is_compiling():  # a compiled model folds it into what reads it
-            return shift_mask(height, width, self.window, self.shift, **options)
-        key = (height, width, *options.values())
-        if self._last_mask is None or self._last_mask[0] != key:
-            self._last_mask = (key, shift_mask(height, width, self.window, self.shift, **options))
-        return self._last_mask[1]
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to the same."""
-        mask = self.mask(x, self.blocks[0].attn.relative_position_bias_table.dtype)
+        mask = None
+        if self.shift and len(self.blocks) > 1:
+            height, width = (size + -size % self.window for size in x.shape[1:3])
+            mask = shift_mask(height, width, self.window, self.shift, device=x.device, dtype=x.dtype)
         for block in self.blocks:
-            seam = mask if block.shift else None
+            arguments = x, mask if block.shift else None
             if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, seam, use_reentrant=False)
+                x = checkpoint(block, *arguments, use_reentrant=False)
             else:
-                x = block(x, seam)
+                x = block(*arguments)
         return x
 
 
@@ -302,14 +248,13 @@ class SwinTransformer(Backbone):
     """Feature maps of a Swin Transformer.
 
     embed_dim: channels of res2, doubled at each later stage. depths, num_heads: one int for each of the four stages.
-    window_size: tokens a side of a window. qk_scale: of the scores; None is 1 / sqrt(channels of a head).
+    window_size: side of a window, in tokens. qk_scale: of the scores; None is 1 / sqrt(channels per head).
     drop_path_rate: of the last block; it grows linearly from 0. drop_rate, attn_drop_rate: dropout of tokens and of
-    attention weights. patch_norm: a norm after the patches. ape: an absolute position is added to each token, resized
-    from images of pretrain_img_size. out_features: of "res2" .. "res5" (strides 4 .. 32).
-    use_checkpoint: training computes the blocks twice and keeps a fraction of the memory.
+    attention weights. patch_norm: a norm after the patch embedding. ape: absolute position embedding, resized from
+    images of pretrain_img_size. out_features: of "res2" .. "res5" (strides 4 .. 32).
+    use_checkpoint: recompute blocks in the backward pass, which saves memory and takes longer.
 
     Input (B, 3, H, W); returns {name: (B, C, H/stride, W/stride)}, rounded up, channels last in memory.
-    Raises ValueError for arguments that cannot work, all at once.
     """
 
     def __init__(
@@ -332,20 +277,6 @@ class SwinTransformer(Backbone):
         use_checkpoint: bool = False,
     ):
         super().__init__()
-        problems = swin_problems(
-            embed_dim=embed_dim,
-            depths=depths,
-            num_heads=num_heads,
-            window_size=window_size,
-            mlp_ratio=mlp_ratio,
-            drop_rate=drop_rate,
-            attn_drop_rate=attn_drop_rate,
-            drop_path_rate=drop_path_rate,
-            pretrain_img_size=pretrain_img_size,
-            out_features=out_features,
-        )
-        if problems:
-            raise ValueError("; ".join(problems))
         channels = [embed_dim * 2**i for i in range(len(_NAMES))]
         self.patch_embed = PatchEmbed(embed_dim, norm=patch_norm)
         self.absolute_pos_embed = None
@@ -380,8 +311,8 @@ class SwinTransformer(Backbone):
             if name in out_features:
                 self.add_module(f"norm{i}", nn.LayerNorm(channels[i]))
         self.apply(_initialise)
-        # Stages behind the last map that is asked for stay in the state dict, as weights have them, but are not run:
-        # training must not wait for their gradients.
+        # Stages after the last output stay in the state dict, as pretrained weights have them, but do not run, so they
+        # must not be trained: DistributedDataParallel would wait for their gradients.
         self._last_stage = max(_NAMES.index(name) for name in out_features)
         for i, stage in enumerate(self.layers):
             unused = stage if i > self._last_stage else stage.downsample if i == self._last_stage else None
@@ -416,33 +347,7 @@ def _initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def swin_arguments(cfg) -> dict:
-    """Arguments of `SwinTransformer` from MODEL.SWIN."""
-    keys = cfg.MODEL.SWIN
-    return {
-        "embed_dim": keys.EMBED_DIM,
-        "depths": keys.DEPTHS,
-        "num_heads": keys.NUM_HEADS,
-        "window_size": keys.WINDOW_SIZE,
-        "mlp_ratio": keys.MLP_RATIO,
-        "qkv_bias": keys.QKV_BIAS,
-        "qk_scale": keys.QK_SCALE,
-        "drop_rate": keys.DROP_RATE,
-        "attn_drop_rate": keys.ATTN_DROP_RATE,
-        "drop_path_rate": keys.DROP_PATH_RATE,
-        "ape": keys.APE,
-        "pretrain_img_size": keys.PRETRAIN_IMG_SIZE,
-        "patch_norm": keys.PATCH_NORM,
-        "out_features": keys.OUT_FEATURES,
-        "use_checkpoint": keys.USE_CHECKPOINT,
-    }
-
-
 @BACKBONE_REGISTRY.register()
 def build_fasegr_swin_backbone(cfg, input_shape: ShapeSpec) -> SwinTransformer:
-    """Swin Transformer of MODEL.SWIN."""
-    if cfg.MODEL.BACKBONE.FREEZE_AT:
-        raise ValueError(
-            f"MODEL.BACKBONE.FREEZE_AT is {cfg.MODEL.BACKBONE.FREEZE_AT}; set it to 0: this backbone is trained whole"
-        )
-    return SwinTransformer(**swin_arguments(cfg))
+    """Swin Transformer of MODEL.SWIN, whose keys are the arguments of the class; PATCH_SIZE is always 4."""
+    return SwinTransformer(**{key.lower(): value for key, value in cfg.MODEL.SWIN.items() if key != "PATCH_SIZE"})

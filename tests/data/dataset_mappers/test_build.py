@@ -1,6 +1,6 @@
 import pytest
 
-from fasegr.config import CHOICES
+from fasegr.config.validate import CHOICES
 from fasegr.data.dataset_mappers import TRAINING_MAPPERS, InstanceSegments, PanopticSegments, SemanticMapper
 from fasegr.data.sample_transform import LargeScaleJitter, ResizedCrop
 

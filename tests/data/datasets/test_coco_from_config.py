@@ -4,7 +4,7 @@ import os
 import pytest
 from PIL import Image
 
-from fasegr.config import read_yaml
+from fasegr.config.load import read_yaml
 from fasegr.d2 import DatasetCatalog, MetadataCatalog
 from fasegr.data.build import check_num_classes
 from fasegr.data.datasets import register_from_config
@@ -77,7 +77,7 @@ def test_categories_of_a_file_of_their_own(coco_cfg, tmp_path):
     """Then nothing else needs to be there; the file lies beside the YAML that names it."""
     (tmp_path / "pets.json").write_text(json.dumps(CATEGORIES))
     (tmp_path / "pets.yaml").write_text("DATASETS: {COCO: {NAME: pets, CATEGORIES: pets.json}}\n")
-    stated = read_yaml(tmp_path / "pets.yaml")["DATASETS"]["COCO"]["CATEGORIES"]
+    stated = read_yaml(tmp_path / "pets.yaml")["DATASETS.COCO.CATEGORIES"]
     assert stated == str((tmp_path / "pets.json").resolve())
     coco_cfg.DATASETS.COCO.CATEGORIES = stated
     coco_cfg.DATASETS.COCO.ROOT = "not_here"

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fasegr.config import add_fasegr_config
-from fasegr.d2 import ShapeSpec, build_backbone, get_cfg
+from fasegr.d2 import build_backbone, get_cfg
 from fasegr.modeling.backbone.timm import TimmBackbone
 
 timm = pytest.importorskip("timm")
@@ -55,10 +55,10 @@ def test_every_parameter_is_trained():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("convnext_ato", "does not know; did you mean .*convnext_atto"),
+        ("convnext_ato", "does not know 'convnext_ato'; did you mean .*convnext_atto"),
         ("", "does not know"),
-        ("convnext_atto.in99k", r"has for convnext_atto are \['convnext_atto\.d2_in1k'\]"),
-        ("vit_tiny_patch16_224", r"images of \(224, 224\) pixels alone"),
+        ("convnext_atto.in99k", r"those for convnext_atto are \['convnext_atto\.d2_in1k'\]"),
+        ("vit_tiny_patch16_224", r"only takes images of \(224, 224\) pixels"),
     ],
 )
 def test_networks_that_will_not_do(name, message):
@@ -72,7 +72,7 @@ def test_other_strides():
 
 
 def test_drop_path_where_there_is_none():
-    with pytest.raises(ValueError, match=r"vgg11.*DROP_PATH_RATE 0\.1.*drop_path_rate"):
+    with pytest.raises(ValueError, match=r"vgg11.*drop_path_rate 0\.1"):
         TimmBackbone("vgg11", drop_path_rate=0.1)
 
 
@@ -90,10 +90,5 @@ def test_timms_weights_are_fetched_where_no_others_are_named(monkeypatch, weight
 def test_without_timm(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "timm" else find(name))
-    with pytest.raises(ImportError, match="timm is not installed; run `pip install timm`"):
+    with pytest.raises(ImportError, match="timm, which is not installed; run `pip install timm`"):
         TimmBackbone("resnet18")
-
-
-def test_freezing_is_refused():
-    with pytest.raises(ValueError, match="FREEZE_AT is 1; set it to 0"):
-        build_backbone(config("MODEL.TIMM.NAME", "resnet10t", "MODEL.BACKBONE.FREEZE_AT", 1), ShapeSpec(channels=3))

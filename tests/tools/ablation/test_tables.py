@@ -2,7 +2,7 @@
 
 import pytest
 
-from fasegr.config import load_cfg
+from fasegr import load_cfg
 from tools.ablation.tables import (
     ADE20K,
     CONFIGS,
