@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from fasegr.data.augmentation import Box
 from fasegr.data.datasets.coco_json import without_crowds
 from fasegr.data.image_io import read_label
 from fasegr.data.instance_masks import window_mask
 from fasegr.data.panoptic_png import class_map, read_segment_ids
+from fasegr.data.transform import Box
 from fasegr.modeling.meta_arch.instance_inference import Instances
 from fasegr.modeling.meta_arch.panoptic_inference import PanopticSegmentation
 

@@ -1,4 +1,4 @@
-"""A trained model on single images, as a notebook or the demo uses it."""
+"""A trained model on single images, for notebooks and the demo."""
 
 from __future__ import annotations
 
@@ -11,29 +11,28 @@ import torch
 from PIL import Image
 from torch import nn
 
-import fasegr.modeling  # noqa: F401  registers the names that a config asks for
+import fasegr.modeling  # noqa: F401  registers the architectures and backbones
 from fasegr.checkpoint import load_checkpoint
-from fasegr.d2 import MetadataCatalog, build_model, configurable
-from fasegr.data.augmentation import Box, ShortestEdge, resize_image
-from fasegr.data.build import check_num_classes
+from fasegr.d2 import DatasetCatalog, MetadataCatalog, build_model, configurable
+from fasegr.data.augmentation import ResizeShortestEdge
 from fasegr.data.datasets import register_from_config
 from fasegr.data.image_io import open_image
-from fasegr.data.sample_transform import channels_first
-from fasegr.inference.sliding_window import windowed
-from fasegr.inference.test_time_augmentation import TestTimeAugmentation, augmented_cfg
+from fasegr.data.transform import channels_first, height_and_width, resize_image
+from fasegr.inference.sliding_window import with_sliding_window
+from fasegr.inference.test_time_augmentation import SemanticSegmentorWithTTA, tta_cfg
 from fasegr.visualization.objects import class_list, draw_result
 from fasegr.visualization.overlays import palette
 
 __all__ = ["Predictor"]
 
-# Modes of PIL whose conversion to RGB keeps what is seen; of 16-bit ones it would cut the bright part off.
+# PIL modes whose conversion to RGB keeps the picture; 16-bit ones would be clipped.
 _MODES = ("RGB", "L", "P", "RGBA", "RGBX", "LA", "PA", "1", "CMYK", "YCbCr", "HSV", "LAB")
 
 
 class Predictor:
-    """Images of any kind to what a segmentor sees in them, one at a time.
+    """Segments one image at a time, of any kind.
 
-        predictor = Predictor(load_cfg(config_file, ["MODEL.WEIGHTS", "model.pth"]))
+        predictor = Predictor(fasegr.load_cfg(config_file, ["MODEL.WEIGHTS", "model.pth"]))
         result = predictor("street.jpg")
         predictor.draw("street.jpg", result).save("street_overlay.png")
 
@@ -45,12 +44,12 @@ class Predictor:
         self,
         *,
         model: nn.Module,
-        resize: ShortestEdge,
+        resize: ResizeShortestEdge,
         class_names: Sequence[str],
         colors: Sequence[Sequence[int]] | np.ndarray | None = None,
     ):
-        """model: a segmentor with its weights, which is put into evaluation mode; resize: says the size of its input;
-        class_names, colors: what `draw` writes and paints with, (C, 3) RGB or `palette` if None.
+        """model: a segmentor with its weights, which is put into evaluation mode; resize: to the size of its input;
+        class_names and colors, (C, 3) RGB or None for `palette`, are for `draw`.
         """
         self.model = model.eval()
         self.resize = resize
@@ -59,35 +58,34 @@ class Predictor:
 
     @classmethod
     def from_config(cls, cfg) -> dict:
-        """Build cfg's model and load MODEL.WEIGHTS, all of which must fit.
+        """Build cfg's model and load MODEL.WEIGHTS, which must fit completely.
 
-        It looks through windows and several times where TEST.SLIDING_WINDOW and TEST.AUG are enabled.
-
-        Names and colours are those of the first dataset in DATASETS.TEST, or class_0, class_1, ... if it has none.
+        TEST.SLIDING_WINDOW and TEST.AUG apply. Names and colours are those of the first dataset in DATASETS.TEST, or
+        class_0, class_1, ... if there is none.
         """
         if not cfg.MODEL.WEIGHTS:
             raise ValueError(
-                "MODEL.WEIGHTS is empty, and a model with random weights predicts nothing; "
+                "MODEL.WEIGHTS is empty, so the weights would be random; "
                 "name a checkpoint, e.g. MODEL.WEIGHTS output/model_best.pth"
             )
-        register_from_config(cfg)
-        check_num_classes(cfg)
+        if cfg.DATASETS.TEST and cfg.DATASETS.TEST[0] not in DatasetCatalog.list():
+            register_from_config(cfg)  # fasegr.load_cfg did not read this config
         model = build_model(cfg)
         report = load_checkpoint(model, cfg.MODEL.WEIGHTS)
         if report.kind != "full":
             raise ValueError(
-                f"{cfg.MODEL.WEIGHTS} fits a part of the model only ({report.kind}), and the rest would be random; "
+                f"{cfg.MODEL.WEIGHTS} fits only a part of the model ({report.kind}), and the rest would be random; "
                 "name a checkpoint that was trained with this config\n" + report.differences()
             )
         metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0]) if cfg.DATASETS.TEST else None
         names, colors = class_list(metadata) if metadata else (None, None)
         if cfg.TEST.AUG.ENABLED:
-            model, cfg = TestTimeAugmentation(cfg, model), augmented_cfg(cfg)
+            model, cfg = SemanticSegmentorWithTTA(cfg, model), tta_cfg(cfg)
         else:
-            model = windowed(cfg, model)
+            model = with_sliding_window(cfg, model)
         return {
             "model": model,
-            "resize": ShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST),
+            "resize": ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST),
             "class_names": names or [f"class_{i}" for i in range(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)],
             "colors": colors if names else None,
         }
@@ -100,10 +98,9 @@ class Predictor:
         "panoptic_seg" and "instances", those that the config switches on.
         Raises FileNotFoundError or BadFile for a file that cannot be read, ValueError for another kind of image.
         """
-        photo = _photo(image)
-        size = self.resize.scaled((photo.height, photo.width), self.resize.lengths[0])
-        pixels = channels_first(resize_image(photo, size, Box(0, 0, *size)))
-        return self.model([{"image": torch.from_numpy(pixels), "height": photo.height, "width": photo.width}])[0]
+        image = _as_rgb(image)
+        pixels = channels_first(resize_image(image, self.resize.output_size(height_and_width(image))))
+        return self.model([{"image": torch.from_numpy(pixels), "height": image.height, "width": image.width}])[0]
 
     def draw(
         self,
@@ -112,19 +109,19 @@ class Predictor:
         alpha: float = 0.5,
         min_score: float = 0.5,
     ) -> Image.Image:
-        """The image with a result of it painted over, segments or classes named; see `fasegr.visualization.objects`."""
-        return draw_result(_photo(image), result, self.class_names, self.colors, alpha=alpha, min_score=min_score)
+        """The image with its result drawn over it, and the names of segments or classes; see
+        `fasegr.visualization.objects`."""
+        return draw_result(_as_rgb(image), result, self.class_names, self.colors, alpha=alpha, min_score=min_score)
 
 
-def _photo(image: str | os.PathLike | Image.Image | np.ndarray) -> Image.Image:
-    """The image in mode RGB."""
+def _as_rgb(image: str | os.PathLike | Image.Image | np.ndarray) -> Image.Image:
     if isinstance(image, str | os.PathLike):
         return open_image(image)
     if isinstance(image, Image.Image):
         if image.mode not in _MODES:
             raise ValueError(
-                f"the image has mode {image.mode}, which has no fixed range; expected one of {', '.join(_MODES)}, "
-                "or the name of the file"
+                f"the image has mode {image.mode}, whose values have no fixed range; expected {', '.join(_MODES)}, "
+                "or the name of a file"
             )
         return image.convert("RGB")
     pixels = np.asarray(image)

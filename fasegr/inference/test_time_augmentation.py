@@ -1,25 +1,24 @@
-"""Multi-scale testing: an image at several sizes, and mirrored, and the mean of what is seen in it."""
+"""Test-time augmentation: the mean of the scores of an image at several sizes, and of its mirror images."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from fasegr.d2 import CfgNode, configurable
-from fasegr.data.augmentation import Box, ShortestEdge, resize_image
-from fasegr.inference.sliding_window import windowed
+from fasegr.data.augmentation import ResizeShortestEdge
+from fasegr.data.transform import channels_first, height_and_width, resize_image
+from fasegr.inference.sliding_window import with_sliding_window
 from fasegr.modeling.meta_arch.semantic_inference import semantic_result
 
-__all__ = ["TestTimeAugmentation", "augmented_cfg"]
+__all__ = ["SemanticSegmentorWithTTA", "tta_cfg"]
 
 
-def augmented_cfg(cfg: CfgNode) -> CfgNode:
-    """`cfg` for multi-scale testing: its results are semantic alone, and where TEST.AUG.FROM_ORIGINAL says so, images
-    are read at their own size."""
+def tta_cfg(cfg: CfgNode) -> CfgNode:
+    """`cfg` for test-time augmentation: only semantic results, and with TEST.AUG.FROM_ORIGINAL, images are read at
+    their own size."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON = cfg.MODEL.MASK_FORMER.TEST.INSTANCE_ON = False
@@ -28,16 +27,14 @@ def augmented_cfg(cfg: CfgNode) -> CfgNode:
     return cfg
 
 
-class TestTimeAugmentation(nn.Module):
-    """A segmentor that looks several times: called like one, and gives its semantic result, `sem_seg` or
-    `sem_seg_labels`, of class scores averaged over sizes and mirror images.
+class SemanticSegmentorWithTTA(nn.Module):
+    """A segmentor with test-time augmentation: its semantic result, `sem_seg` or `sem_seg_labels`, is that of class
+    scores averaged over sizes and mirror images.
 
-    An image and its mirror image are one batch. Their scores are added to one map strip by strip, so beside that map,
-    the largest size alone determines the memory. As in Mask2Former, sizes are made from the image that the model is
-    given, which was resized for testing; TEST.AUG.FROM_ORIGINAL makes whoever reads the images leave them as they are.
+    An image and its mirror image are one batch. Their scores are added to one map tile by tile, so apart from that
+    map, memory depends only on the largest size. As in Mask2Former, the image has already been resized for testing when
+    it gets these sizes; with TEST.AUG.FROM_ORIGINAL (`tta_cfg`), it has not.
     """
-
-    __test__ = False  # no test class, whatever its name
 
     @configurable
     def __init__(
@@ -49,21 +46,21 @@ class TestTimeAugmentation(nn.Module):
         flip: bool,
         semantic_output: str = "scores",
     ):
-        """model: has `score_strips`, as FASeg. min_sizes: lengths of the shorter side; max_size: bound of the longer.
-        flip: mirror images too. semantic_output: as in FASeg.
+        """model: has `score_tiles`, like FASeg. min_sizes: lengths of the shorter side; max_size: limit of the longer.
+        flip: add mirror images. semantic_output: as in FASeg.
         """
         super().__init__()
         self.model = model
-        self.resize = ShortestEdge(tuple(min_sizes), max_size)
+        self.resize = ResizeShortestEdge(tuple(min_sizes), max_size)
         self.flip = flip
         self.semantic_output = semantic_output
         self.training = model.training
 
     @classmethod
     def from_config(cls, cfg, model: nn.Module) -> dict:
-        """model: the segmentor itself, which gets windows around it where TEST.SLIDING_WINDOW asks for them."""
+        """model: the segmentor itself; TEST.SLIDING_WINDOW applies to it."""
         return {
-            "model": windowed(cfg, model),
+            "model": with_sliding_window(cfg, model),
             "min_sizes": cfg.TEST.AUG.MIN_SIZES,
             "max_size": cfg.TEST.AUG.MAX_SIZE,
             "flip": cfg.TEST.AUG.FLIP,
@@ -72,7 +69,7 @@ class TestTimeAugmentation(nn.Module):
 
     @torch.no_grad()
     def forward(self, batched_inputs: list[dict]) -> list[dict[str, Tensor]]:
-        """The segmentor's protocol at test time; images must be uint8, which they are resized in."""
+        """The segmentor's protocol at test time; images must be uint8."""
         results = []
         for sample in batched_inputs:
             scores = self._mean_scores(sample)
@@ -87,18 +84,18 @@ class TestTimeAugmentation(nn.Module):
         """(C, height, width)"""
         image = sample["image"]
         if image.dtype != torch.uint8:
-            raise ValueError(f"an image is {image.dtype}; multi-scale testing resizes images of uint8")
-        photo = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
-        output = {"height": sample.get("height", photo.height), "width": sample.get("width", photo.width)}
-        total, count = None, 0
-        for length in self.resize.lengths:
-            size = self.resize.scaled((photo.height, photo.width), length)
-            resized = torch.from_numpy(np.array(resize_image(photo, size, Box(0, 0, *size)))).permute(2, 0, 1)
-            views = [resized, resized.flip(2)] if self.flip else [resized]
-            for mirrored, strips in enumerate(self.model.score_strips([{"image": v, **output} for v in views])):
-                count += 1
-                for rows, scores in strips:
+            raise ValueError(f"an image is {image.dtype}; test-time augmentation resizes images of uint8")
+        image = image.permute(1, 2, 0).cpu().numpy()
+        height, width = sample.get("height", len(image)), sample.get("width", image.shape[1])
+        total = None
+        for length in self.resize.short_edge_length:
+            resized = resize_image(image, self.resize.output_size(height_and_width(image), length))
+            resized = torch.from_numpy(channels_first(resized))
+            images = [resized, resized.flip(2)] if self.flip else [resized]
+            batch = [{"image": x, "height": height, "width": width} for x in images]
+            for flipped, tiles in enumerate(self.model.score_tiles(batch)):
+                for rows, scores in tiles:
                     if total is None:
-                        total = scores.new_zeros(len(scores), output["height"], output["width"])
-                    total[:, rows] += scores.flip(2) if mirrored else scores
-        return total.div_(count)
+                        total = scores.new_zeros(len(scores), height, width)
+                    total[:, rows] += scores.flip(2) if flipped else scores
+        return total.div_(len(self.resize.short_edge_length) * (1 + self.flip))

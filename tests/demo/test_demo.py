@@ -1,4 +1,3 @@
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +8,10 @@ import torch
 from PIL import Image
 from torch import nn
 
+from demo import demo
 from fasegr import Predictor, build_model, load_cfg
-from fasegr.data.augmentation import ShortestEdge
+from fasegr.data.augmentation import ResizeShortestEdge
+from fasegr.modeling.meta_arch.instance_inference import Instances
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "configs" / "quickstart" / "faseg_scenes.yaml"
@@ -20,16 +21,8 @@ SMALL = [
 ]
 
 
-@pytest.fixture(scope="module")
-def demo():
-    spec = importlib.util.spec_from_file_location("demo_program", ROOT / "demo" / "demo.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 class Thresholds(nn.Module):
-    """A segmentor of two classes, dark and bright. Images of one pixel are too much for it."""
+    """A segmentor of two classes, dark and bright. It runs out of memory on images of one pixel."""
 
     def forward(self, samples):
         (sample,) = samples
@@ -41,17 +34,16 @@ class Thresholds(nn.Module):
 
 
 @pytest.fixture
-def run(demo, monkeypatch, tmp_path):
+def run(monkeypatch, tmp_path):
     """Run the program in this process, on a model that needs no weights: run(*arguments) -> exit code."""
-
-    def predictor(cfg):
-        return Predictor(model=Thresholds(), resize=ShortestEdge(32, 64), class_names=["dark", "bright"])
-
-    monkeypatch.setattr(demo, "Predictor", predictor)
     monkeypatch.setattr(demo, "tune_process", lambda **kw: None)  # a setting of the whole process
     monkeypatch.chdir(tmp_path)
 
-    def run(*arguments):
+    def run(*arguments, model=Thresholds):
+        resize = ResizeShortestEdge(32, 64)
+        monkeypatch.setattr(
+            demo, "Predictor", lambda cfg: Predictor(model=model(), resize=resize, class_names=["dark", "bright"])
+        )
         try:
             return demo.main(["--config-file", str(QUICKSTART), *map(str, arguments)])
         except SystemExit as exit:
@@ -101,26 +93,25 @@ def test_labels_on_request(run, tmp_path):
 def test_labels_of_a_model_of_instances(run, tmp_path, capsys):
     photo(tmp_path / "a.jpg")
     keys = ("MODEL.MASK_FORMER.TEST.SEMANTIC_ON", False, "MODEL.MASK_FORMER.TEST.INSTANCE_ON", True)
-    # neither dataset has a list of things to compare the model with
     assert run("--input", "a.jpg", "--output", "out", "--labels", "--opts", *keys) == 2
     assert "--labels writes a class for each pixel" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_instances_of_a_low_score_are_drawn_on_request(demo, tmp_path):
-    seen = []
+def test_instances_of_a_low_score_are_drawn_on_request(run, tmp_path):
+    class Instance(nn.Module):
+        """Finds one instance, the whole image, with a score of 0.3."""
 
-    class Spy(Predictor):
-        def draw(self, image, result, alpha, min_score):
-            seen.append(min_score)
-            return super().draw(image, result, alpha, min_score)
+        def forward(self, samples):
+            mask = torch.ones(1, samples[0]["height"], samples[0]["width"], dtype=torch.bool)
+            return [{"instances": Instances(torch.tensor([0.3]), torch.zeros(1, dtype=torch.int64), mask)}]
 
-    spy = Spy(model=Thresholds(), resize=ShortestEdge(32, 64), class_names=["dark", "bright"])
-    image = photo(tmp_path / "a.jpg")
-    targets = demo.output_files([image], str(tmp_path / "out"), labels=False)
-    assert demo.run(spy, targets, labels=False, alpha=0.5, min_score=0.25) == {}
-    assert seen == [0.25]
-    assert demo.parse_args(["--config-file", "c", "--input", "a", "--output", "o"]).min_score == 0.5
+    photo(tmp_path / "a.png", size=(400, 300))
+    arguments = ("--input", "a.png", "--output", "out", "--alpha", 1)
+    assert run(*arguments, model=Instance) == 0
+    assert Image.open("out/a_overlay.png").getpixel((40, 40)) == (10, 10, 10)
+    assert run(*arguments, "--min-score", 0.25, model=Instance) == 0
+    assert Image.open("out/a_overlay.png").getpixel((40, 40)) != (10, 10, 10)
 
 
 def test_any_kind_of_image(run, tmp_path):
@@ -161,7 +152,7 @@ def test_a_failed_file_is_named_and_the_rest_goes_on(run, tmp_path, capsys):
     assert files("out") == ["a_overlay.png", "z_overlay.png"]
     captured = capsys.readouterr()
     assert "2 of 4 images" in captured.out
-    listed = captured.err.split("These failed:")[1]
+    listed = captured.err.split("Failed:")[1]
     assert "broken.png" in listed and "huge.png: out of memory" in listed and "z.png" not in listed
 
 
@@ -184,12 +175,12 @@ def test_inputs_are_never_written_over(run, tmp_path, capsys):
     assert files("in") == ["a.png", "a_overlay.png"]
     before = (tmp_path / "in" / "a_overlay.png").read_bytes()
     assert run("--input", "in", "--output", "in") == 2
-    assert "would be written over" in capsys.readouterr().err
+    assert "would overwrite" in capsys.readouterr().err
     assert (tmp_path / "in" / "a_overlay.png").read_bytes() == before
     assert files("in") == ["a.png", "a_overlay.png"]
 
 
-def test_a_second_run_paints_the_same(run, tmp_path):
+def test_a_second_run_draws_the_same(run, tmp_path):
     photo(tmp_path / "a.png")
     for _ in range(2):
         assert run("--input", ".", "--output", "out") == 0
@@ -204,7 +195,7 @@ def test_bad_arguments(run, tmp_path, capsys):
     assert "MODEL.NOTHING does not exist" in capsys.readouterr().err
 
 
-def test_needs_weights(demo, tmp_path, capsys):
+def test_needs_weights(tmp_path, capsys):
     image = photo(tmp_path / "a.jpg")
     with pytest.raises(SystemExit) as exit:
         demo.main(["--config-file", str(QUICKSTART), "--input", str(image), "--output", "out", "--opts", *SMALL])
@@ -213,22 +204,13 @@ def test_needs_weights(demo, tmp_path, capsys):
 
 
 def test_as_a_program(tmp_path):
-    """The whole way, from a checkpoint of a real model, started anywhere."""
+    """From a checkpoint of a real model, started in another folder."""
     photo(tmp_path / "in" / "a.jpg")
     torch.manual_seed(0)
     torch.save({"model": build_model(load_cfg(QUICKSTART, SMALL)).state_dict()}, tmp_path / "model.pth")
-    command = [
-        sys.executable,
-        ROOT / "demo" / "demo.py",
-        "--config-file",
-        QUICKSTART,
-        "--input",
-        "in",
-        "--output",
-        "out",
-    ]
-    command += ["--labels", "--opts", "MODEL.WEIGHTS", "model.pth", *SMALL]
-    done = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True)
+    command = [sys.executable, str(ROOT / "demo/demo.py"), "--config-file", str(QUICKSTART), "--input", "in"]
+    command += ["--output", "out", "--labels", "--opts", "MODEL.WEIGHTS", "model.pth", *SMALL]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "1 of 1 images" in done.stdout
     assert files(tmp_path / "out") == ["a_labels.png", "a_overlay.png"]

@@ -7,8 +7,8 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
-from fasegr.d2 import RUNTIME, MetadataCatalog
-from fasegr.data.datasets.coco_json import Category, register_instances, register_panoptic
+from fasegr.d2 import RUNTIME, DatasetCatalog, MetadataCatalog
+from fasegr.data.datasets.coco_json import Category, panoptic_metadata, register_instances, register_panoptic
 from fasegr.evaluation import InstanceEvaluator
 from fasegr.modeling.meta_arch.instance_inference import Instances
 from tests.evaluation.tiny_coco import CATEGORIES, THINGS, TinyCoco
@@ -196,12 +196,9 @@ def test_on_a_panoptic_dataset(case):
 def test_names_in_detectron2s_panoptic_metadata(case, tmp_path):
     """There thing_classes are all classes."""
     name = case.panoptic + "_d2"
-    files = (case.root / "panoptic.json", case.root / "panoptic", case.root / "images", case.root / "instances.json")
-    register_panoptic(name, CATEGORIES, *files)
-    names = [category.name for category in CATEGORIES]
-    metadata = {k: v for k, v in MetadataCatalog.get(name).as_dict().items() if k != "name"}
-    MetadataCatalog.pop(name)
-    MetadataCatalog.get(name).set(**metadata | {"thing_classes": names})
+    DatasetCatalog.register(name, lambda: DatasetCatalog.get(case.panoptic))
+    names = {"thing_classes": [category.name for category in CATEGORIES]}
+    MetadataCatalog.get(name).set(json_file=case.root / "instances.json", **panoptic_metadata(CATEGORIES) | names)
     assert list(InstanceEvaluator(name).class_names.values()) == ["cat", "dog"]
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fasegr.d2 import DatasetCatalog, MetadataCatalog
+from fasegr.data.datasets.coco_json import panoptic_metadata
 from fasegr.data.image_io import BadFile
 from fasegr.data.panoptic_png import read_segment_ids, write_segment_ids
 from fasegr.evaluation import PanopticEvaluator
@@ -179,8 +180,7 @@ def test_saves_cocos_format(case, tmp_path):
 def test_images_without_ground_truth(case, tmp_path):
     name = case.panoptic + "_test"
     DatasetCatalog.register(name, lambda: [{"file_name": file, "image_id": i} for i, file in enumerate(case.files)])
-    metadata = {k: v for k, v in MetadataCatalog.get(case.panoptic).as_dict().items() if k != "name"}
-    MetadataCatalog.get(name).set(**metadata)
+    MetadataCatalog.get(name).set(**panoptic_metadata(CATEGORIES))
     with pytest.raises(ValueError, match=r"no panoptic ground truth .* TEST\.SAVE_JSON"):
         PanopticEvaluator(name)
     evaluator = PanopticEvaluator(name, output_dir=tmp_path / "out", save_json=True)

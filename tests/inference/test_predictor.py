@@ -7,10 +7,10 @@ from PIL import Image
 from torch import nn
 
 from fasegr import Predictor, build_model, load_cfg
-from fasegr.data.augmentation import ShortestEdge
-from fasegr.data.dataset_mappers import SemanticMapper
+from fasegr.data.augmentation import ResizeShortestEdge
+from fasegr.data.dataset_mappers import build_mapper
 
-QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart" / "faseg_scenes.yaml"
+QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart" / "faseg_scenes.yaml"
 SMALL = [
     *("MODEL.DEVICE", "cpu", "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", 4, "MODEL.MASK_FORMER.DEC_LAYERS", 5),
     *("MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS", 1, "INPUT.MIN_SIZE_TEST", 64, "INPUT.MAX_SIZE_TEST", 96),
@@ -35,7 +35,7 @@ class Thresholds(nn.Module):
 
 @pytest.fixture
 def predictor():
-    return Predictor(model=Thresholds(), resize=ShortestEdge(60, 90), class_names=["dark", "bright"])
+    return Predictor(model=Thresholds(), resize=ResizeShortestEdge(60, 90), class_names=["dark", "bright"])
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def photo():
     return pixels
 
 
-def test_gives_the_model_a_resized_image_and_returns_a_result_of_its_size(predictor, photo):
+def test_resizes_for_the_model_and_returns_a_result_of_the_image_size(predictor, photo):
     result = predictor(photo)
     image = predictor.model.sample["image"]
     assert image.shape == (3, 45, 90) and image.dtype == torch.uint8  # the longer side is bounded
@@ -54,7 +54,7 @@ def test_gives_the_model_a_resized_image_and_returns_a_result_of_its_size(predic
     assert result["sem_seg"].argmax(0)[:, [0, 159]].tolist() == [[0, 1]] * 80
 
 
-def test_file_picture_and_array_are_the_same(predictor, photo, tmp_path):
+def test_file_name_pil_image_and_array_are_the_same(predictor, photo, tmp_path):
     Image.fromarray(photo).save(tmp_path / "a.png")
     expected = predictor(photo)["sem_seg"]
     for image in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(photo)):
@@ -62,12 +62,12 @@ def test_file_picture_and_array_are_the_same(predictor, photo, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "CMYK"])
-def test_pictures_of_other_modes(predictor, photo, mode):
+def test_other_pil_modes(predictor, photo, mode):
     result = predictor(Image.fromarray(photo).convert(mode))
     assert result["sem_seg"].argmax(0)[:, [0, 159]].tolist() == [[0, 1]] * 80
 
 
-def test_a_photograph_taken_sideways(predictor, photo, tmp_path):
+def test_exif_orientation(predictor, photo, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turn clockwise to show
     Image.fromarray(photo).save(tmp_path / "a.jpg", exif=exif)
@@ -95,7 +95,7 @@ def test_draws_with_its_colours(photo, labels):
     photo = photo.repeat(4, 0).repeat(4, 1)
     predictor = Predictor(
         model=Thresholds(labels),
-        resize=ShortestEdge(320, 640),
+        resize=ResizeShortestEdge(320, 640),
         class_names=["dark", "bright"],
         colors=[(255, 0, 0), (0, 0, 255)],
     )
@@ -116,7 +116,7 @@ def weights(tmp_path):
 
 
 def test_of_a_config_equals_its_test_pipeline(weights, tmp_path):
-    """What evaluation sees of a file, through mapper and model, is what the predictor makes of it."""
+    """The result for a file is that of evaluation, which reads it with the mapper."""
     pixels = np.random.default_rng(0).integers(0, 256, (70, 150, 3)).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     cfg = load_cfg(QUICKSTART, [*SMALL, "MODEL.WEIGHTS", weights])
@@ -125,18 +125,18 @@ def test_of_a_config_equals_its_test_pipeline(weights, tmp_path):
 
     model = build_model(cfg).eval()
     model.load_state_dict(torch.load(weights)["model"])
-    sample = SemanticMapper(cfg, is_train=False)({"file_name": str(tmp_path / "a.png")})
+    sample = build_mapper(cfg, is_train=False)({"file_name": str(tmp_path / "a.png")})
     with torch.no_grad():
         torch.testing.assert_close(result, model([sample])[0]["sem_seg"])
 
 
-def test_names_and_colours_are_those_of_the_data_set(weights):
+def test_names_and_colours_are_those_of_the_dataset(weights):
     predictor = Predictor(load_cfg(QUICKSTART, [*SMALL, "MODEL.WEIGHTS", weights]))
     assert len(predictor.class_names) == 12 and "class_0" not in predictor.class_names
     assert predictor.colors.shape == (12, 3)
 
 
-def test_of_a_config_without_a_data_set(weights):
+def test_of_a_config_without_a_dataset(weights):
     predictor = Predictor(load_cfg(QUICKSTART, [*SMALL, "MODEL.WEIGHTS", weights, "DATASETS.TEST", "()"]))
     assert predictor.class_names == [f"class_{i}" for i in range(12)]
 
@@ -150,5 +150,5 @@ def test_refuses_weights_of_a_part_of_the_model(weights, tmp_path):
     state = torch.load(weights)["model"]
     backbone = {name: value for name, value in state.items() if name.startswith("backbone.")}
     torch.save({"model": backbone}, tmp_path / "backbone.pth")
-    with pytest.raises(ValueError, match=r"backbone\.pth fits a part of the model only \(backbone\)"):
+    with pytest.raises(ValueError, match=r"backbone\.pth fits only a part of the model \(backbone\)"):
         Predictor(load_cfg(QUICKSTART, [*SMALL, "MODEL.WEIGHTS", str(tmp_path / "backbone.pth")]))

@@ -5,30 +5,30 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fasegr.inference.sliding_window import SlidingWindow, check_window, resized_bands, window_weights
-from fasegr.modeling.ops import resized_rows as strips
+from fasegr.inference.sliding_window import SlidingWindow, window_weights
+from fasegr.modeling import ops
 
 
 class Colours(nn.Module):
-    """A segmentor whose three classes are functions of the colour of a pixel and its neighbours, and of the place in
-    the image it is given: windows disagree where they overlap. Hands out `rows` rows at a time."""
+    """A segmentor whose three classes are functions of the colour of a pixel and its neighbours, and of its position
+    in the image: windows disagree where they overlap. Gives `rows` rows at a time."""
 
     def __init__(self, rows=7, dtype=torch.float64):
         super().__init__()
         self.rows, self.dtype = rows, dtype
-        self.largest = 0
+        self.largest = self.calls = 0
         torch.manual_seed(0)
         self.kernel = torch.randn(3, 3, 3, 3, dtype=torch.float64)
 
     def scores(self, sample):
         image = sample["image"].double() / 255
-        self.largest = max(self.largest, image[0].numel())
+        self.largest, self.calls = max(self.largest, image[0].numel()), self.calls + 1
         place = torch.linspace(0, 1, image.shape[2], dtype=torch.float64)
         scores = F.conv2d(image[None], self.kernel, padding=1) + place
         size = (sample.get("height", image.shape[1]), sample.get("width", image.shape[2]))
         return F.interpolate(scores, size, mode="bilinear", align_corners=False)[0].to(self.dtype)
 
-    def score_strips(self, samples):
+    def score_tiles(self, samples):
         def strips(scores):
             for top in range(0, scores.shape[1], self.rows):
                 yield slice(top, min(top + self.rows, scores.shape[1])), scores[:, top : top + self.rows]
@@ -40,7 +40,7 @@ def image(height, width, seed=0):
     return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
-def slow(model, sample, size, overlap):
+def slow_reference(model, sample, size, overlap):
     """The scores of all windows, weighted and divided by the weights' sum, in whole maps; then the resize."""
     picture = sample["image"]
     height, width = picture.shape[1:]
@@ -82,12 +82,12 @@ def starts(length, size, overlap):
         ((12, 12), (1, 1), 0.5, (12, 12)),
     ],
 )
-@pytest.mark.parametrize("strip", [1, 10**9])
-def test_equals_the_slow_truth(monkeypatch, size, window, overlap, output, strip):
-    monkeypatch.setattr(strips, "STRIP_ELEMENTS", {"cpu": strip})
+@pytest.mark.parametrize("tile", [1, 10**9])
+def test_equals_a_slow_reference(monkeypatch, size, window, overlap, output, tile):
+    monkeypatch.setattr(ops, "tile_elements", lambda device: tile)
     model = Colours()
     sample = {"image": image(*size), "height": output[0], "width": output[1]}
-    expected = slow(model, sample, window, overlap)
+    expected = slow_reference(model, sample, window, overlap)
     model.largest = 0
     (result,) = SlidingWindow(model, size=window, overlap=overlap)([sample])
     torch.testing.assert_close(result["sem_seg"], expected)
@@ -131,14 +131,14 @@ def test_weights_add_up_to_one_and_fade_to_the_edges(length, size, overlap):
         assert weights[0, -1] < 0.03 and weights[-1, 0] < 0.03  # where the next window is near its middle
 
 
-def test_memory_does_not_grow_with_the_height():
+@pytest.mark.parametrize("output", [(640, 24), (1280, 48)])
+def test_rows_are_passed_on_as_soon_as_their_windows_are_done(output):
     model = Colours(rows=16)
-    window = SlidingWindow(model, size=(16, 16), overlap=0.5)
-    for height in (64, 640):
-        rows = [band.shape[1] for band in window._bands(image(height, 24))]
-        assert sum(rows) == height and max(rows) <= 16
-    strips_of = resized_bands(iter(torch.rand(10, 2, 8, 8).unbind()), (80, 8), (160, 16))
-    assert next(strips_of)[0] == slice(0, 15)  # handed on as soon as the first rows are there
+    sample = {"image": image(640, 24), "height": output[0], "width": output[1]}
+    (tiles,) = SlidingWindow(model, size=(16, 16), overlap=0.5).score_tiles([sample])
+    next(tiles)
+    assert model.calls == 2  # one row of windows
+    assert max(scores.shape[1] for _, scores in tiles) < 3 * 16
 
 
 def test_the_model_is_left_in_its_mode():
@@ -151,11 +151,11 @@ def test_the_model_is_left_in_its_mode():
 @pytest.mark.parametrize(
     ("size", "overlap", "message"),
     [
-        ((16,), 0.5, r"SIZE is \(16,\); expected height and width"),
-        ((16, 0), 0.5, r"SIZE is \(16, 0\)"),
-        ((16, 16), 1.0, r"OVERLAP is 1.0; .* below 1"),
+        ((16,), 0.5, r"size is \(16,\); expected height and width"),
+        ((16, 0), 0.5, r"size is \(16, 0\)"),
+        ((16, 16), 1.0, r"overlap is 1.0; .* below 1"),
     ],
 )
 def test_windows_that_cannot_work(size, overlap, message):
     with pytest.raises(ValueError, match=message):
-        check_window(size, overlap)
+        SlidingWindow(Colours(), size=size, overlap=overlap)
