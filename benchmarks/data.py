@@ -21,7 +21,7 @@ from benchmarks import peers
 from benchmarks.case import OURS, PEER, Case
 from benchmarks.measure import Clock, read, take_turns
 from fasegr.d2 import DatasetCatalog, MetadataCatalog
-from fasegr.data.dataset_mappers import SemanticMapper
+from fasegr.data.dataset_mappers import build_mapper
 from fasegr.evaluation import SemSegEvaluator
 
 
@@ -104,7 +104,7 @@ def _mappers(case: Case, folder: str) -> dict[str, tuple[str, Callable[[], Any]]
     lossless = any("cityscapes" in name for name in cfg.DATASETS.TRAIN)  # as that dataset's files are
     classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     records = write_images(folder, case.size, case.batch, classes, ".png" if lossless else ".jpg")
-    mapper, rng = SemanticMapper(cfg, True), np.random.default_rng(0)
+    mapper, rng = build_mapper(cfg, is_train=True), np.random.default_rng(0)
     sides = {OURS: (OURS, lambda: [mapper(dict(record), rng) for record in records])}
     if case.peer:
         program, theirs = _checkout(case)

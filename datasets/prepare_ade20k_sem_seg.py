@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Make ADE20K's label maps: classes counted from 0, and 255 for what has none.
+"""Make ADE20K's label maps: classes counted from 0, and 255 for no class.
 
     python datasets/prepare_ade20k_sem_seg.py
 
 Reads $DETECTRON2_DATASETS/ADEChallengeData2016/annotations, whose classes are counted from 1, and writes
-annotations_detectron2 beside it. May be interrupted and run again: what is there is kept. Exit code: 0, 1 if a file
-failed, 2 if nothing could be done.
+annotations_detectron2 beside it. May be interrupted and run again: label maps that exist are kept. Exit code: 0, 1
+if a file failed, 2 if there is nothing to do.
 """
 
 import sys
@@ -16,9 +16,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
 
 from fasegr.data.datasets.ade20k import DOWNLOAD, EXPECTED, FOLDER
-from fasegr.data.datasets.folder import datasets_root, where_datasets_are
+from fasegr.data.datasets.root import datasets_root, where_datasets_are
 from fasegr.data.image_io import BadFile, read_label
-from fasegr.data.preparation import Job, make_label_maps, parse_workers, report
+from fasegr.data.preparation import Job, run
 
 CLASSES = 150
 
@@ -34,20 +34,24 @@ def count_from_zero(path: Path) -> np.ndarray:
     return labels.astype(np.uint8) - np.uint8(1)  # 0 wraps around to 255
 
 
-def find_jobs(root: Path, split: str) -> list[Job]:
-    """Every annotation of a split. Raises FileNotFoundError where there is none, or where images lack theirs."""
+def find_jobs() -> dict[str, list[Job]]:
+    """All annotations by split. Raises FileNotFoundError if there are none, or if images have none."""
+    return {split: _find_jobs(datasets_root() / FOLDER, split) for split in EXPECTED}
+
+
+def _find_jobs(root: Path, split: str) -> list[Job]:
     annotations, images = root / "annotations" / split, root / "images" / split
     sources = sorted(annotations.glob("*.png"))
     if not sources:
         raise FileNotFoundError(
             f"no annotations in {annotations} (from {Path.cwd()}). {where_datasets_are()}; ADE20K is at {DOWNLOAD}, "
-            f"to be unpacked there, which makes the folder {FOLDER}"
+            f"and unpacking it there makes the folder {FOLDER}"
         )
     annotated = {source.stem for source in sources}
-    alone = sorted(image.name for image in images.glob("*.jpg") if image.stem not in annotated)
-    if alone:
+    missing = sorted(image.name for image in images.glob("*.jpg") if image.stem not in annotated)
+    if missing:
         raise FileNotFoundError(
-            f"{len(alone)} images in {images} have no annotation in {annotations}, the first {alone[0]}; "
+            f"{len(missing)} images in {images} have no annotation in {annotations}, the first {missing[0]}; "
             "unpack the archive again"
         )
     return [
@@ -57,23 +61,8 @@ def find_jobs(root: Path, split: str) -> list[Job]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    workers = parse_workers(__doc__, argv)
-    root = datasets_root() / FOLDER
-    try:
-        jobs = {split: find_jobs(root, split) for split in EXPECTED}
-    except FileNotFoundError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    failed = False
-    for split, expected in EXPECTED.items():
-        outcome = make_label_maps(jobs[split], count_from_zero, workers, split)
-        report(split, outcome, expected)
-        failed |= bool(outcome.problems)
-    return int(failed)
+    return run(__doc__, find_jobs, count_from_zero, EXPECTED, argv)
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command continues")
+    sys.exit(main())

@@ -3,10 +3,10 @@
 
     python datasets/prepare_cityscapes.py
 
-Reads $DETECTRON2_DATASETS/cityscapes/gtFine and writes beside what it reads: *_gtFine_labelIds.png, which the archive
-holds, or where there is none *_gtFine_polygons.json, whose drawing may differ from it at edges, depending on the
-version of Pillow. May be interrupted and run again: what is there is kept. Exit code: 0, 1 if a file failed, 2 if
-nothing could be done.
+Reads *_gtFine_labelIds.png in $DETECTRON2_DATASETS/cityscapes/gtFine, or *_gtFine_polygons.json where the archive was
+unpacked without them, and writes beside them. Polygons may be drawn differently at edges, depending on the version of
+Pillow. May be interrupted and run again: label maps that exist are kept. Exit code: 0, 1 if a file failed, 2 if there
+is nothing to do.
 """
 
 import json
@@ -19,9 +19,9 @@ from PIL import Image, ImageDraw
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
 
 from fasegr.data.datasets.cityscapes import DOWNLOAD, EXPECTED, IGNORE, IMAGE_ENDING, LABEL_ENDING, LABELS
-from fasegr.data.datasets.folder import datasets_root, where_datasets_are
+from fasegr.data.datasets.root import datasets_root, where_datasets_are
 from fasegr.data.image_io import BadFile, read_label
-from fasegr.data.preparation import Job, make_label_maps, parse_workers, report
+from fasegr.data.preparation import Job, run
 
 ID_ENDING, POLYGON_ENDING = "_gtFine_labelIds.png", "_gtFine_polygons.json"
 
@@ -30,7 +30,7 @@ BY_NAME = {label.name: label for label in LABELS}
 
 
 def read_annotation(path: Path) -> np.ndarray:
-    """The label map of an annotation of either kind."""
+    """The label map of an annotation, label ids or polygons."""
     return draw_polygons(path) if path.suffix == ".json" else map_label_ids(path)
 
 
@@ -42,28 +42,42 @@ def map_label_ids(path: Path) -> np.ndarray:
 
 
 def draw_polygons(path: Path) -> np.ndarray:
-    """Later objects lie over earlier ones. What is not a class covers, too: its pixels become 255."""
+    """Later objects cover earlier ones, also those that are not a class: their pixels become 255."""
     try:
         annotation = json.loads(path.read_text(encoding="utf-8"))
         canvas = Image.new("L", (annotation["imgWidth"], annotation["imgHeight"]), IGNORE)
         pencil = ImageDraw.Draw(canvas)
         for item in annotation["objects"]:
             name = item["label"]
-            # A group of objects that could not be told apart is of their class, unless groups have one of their own.
+            # A group of objects has the class of the objects, unless there is a label for such groups.
             label = BY_NAME.get(name) or BY_NAME.get(name.removesuffix("group"))
             if item.get("deleted"):
                 continue
             if label is None:
-                raise BadFile(f"{path}: an object is labelled {name!r}, which is no label of Cityscapes")
+                raise BadFile(f"{path}: an object is labelled {name!r}, which is not a label of Cityscapes")
             if label.id >= 0:
                 pencil.polygon([(x, y) for x, y in item["polygon"]], fill=label.train_id)
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise BadFile(f"{path}: is not an annotation of Cityscapes ({type(error).__name__}: {error})") from error
+        raise BadFile(f"{path}: is not a Cityscapes annotation ({type(error).__name__}: {error})") from error
     return np.array(canvas)
 
 
-def find_jobs(root: Path, split: str) -> list[Job]:
-    """Every annotation of a split, of two kinds of the same image the label ids."""
+def find_jobs() -> dict[str, list[Job]]:
+    """All annotations by split. Raises FileNotFoundError if there are none."""
+    root = datasets_root() / "cityscapes"
+    jobs = {split: found for split in EXPECTED if (found := _find_jobs(root, split))}
+    if not jobs:
+        raise FileNotFoundError(
+            f"no *{ID_ENDING} or *{POLYGON_ENDING} in {root}/gtFine/SPLIT/CITY (from {Path.cwd()}). "
+            f"{where_datasets_are()}; Cityscapes is at {DOWNLOAD}; unpack it in the folder cityscapes there"
+        )
+    for split in EXPECTED.keys() - jobs.keys():
+        print(f"{split}: warning: no annotations in {root}/gtFine/{split}, so nothing was done", file=sys.stderr)
+    return jobs
+
+
+def _find_jobs(root: Path, split: str) -> list[Job]:
+    """One for each image: of label ids if there are any, else of polygons."""
     sources = {}
     for ending in (POLYGON_ENDING, ID_ENDING):
         for source in (root / "gtFine" / split).glob(f"*/*{ending}"):
@@ -76,35 +90,8 @@ def find_jobs(root: Path, split: str) -> list[Job]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    workers = parse_workers(__doc__, argv)
-    root = datasets_root() / "cityscapes"
-    jobs = {split: found for split in EXPECTED if (found := find_jobs(root, split))}
-    if not jobs:
-        print(
-            f"error: no *{ID_ENDING} or *{POLYGON_ENDING} in {root}/gtFine/SPLIT/CITY (from {Path.cwd()}). "
-            f"{where_datasets_are()}; Cityscapes is at {DOWNLOAD}, to be unpacked in its folder cityscapes",
-            file=sys.stderr,
-        )
-        return 2
-    failed = False
-    for split in [split for split in EXPECTED if split not in jobs]:
-        print(f"{split}: warning: no annotations in {root}/gtFine/{split}, so nothing was done", file=sys.stderr)
-    for split, found in jobs.items():
-        outcome = make_label_maps(found, read_annotation, workers, split)
-        report(split, outcome, EXPECTED[split])
-        without = sum(job.image is None for job in found)
-        if without:
-            print(
-                f"{split}: warning: {without} annotations have no image in {root}/leftImg8bit/{split}; "
-                "their size was not compared",
-                file=sys.stderr,
-            )
-        failed |= bool(outcome.problems)
-    return int(failed)
+    return run(__doc__, find_jobs, read_annotation, EXPECTED, argv)
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command continues")
+    sys.exit(main())

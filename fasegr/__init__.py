@@ -14,8 +14,7 @@ from fasegr import config
 from fasegr.checkpoint import load_checkpoint
 from fasegr.config import add_fasegr_config
 from fasegr.d2 import CfgNode, build_model
-from fasegr.data.build import check_num_classes
-from fasegr.data.datasets import register_all, register_from_config
+from fasegr.data.datasets import check_num_classes, register_all, register_from_config
 from fasegr.inference.predictor import Predictor
 
 __version__ = "0.1.0"

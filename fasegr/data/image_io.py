@@ -1,4 +1,4 @@
-"""Reading photographs and label maps, whatever way they were saved."""
+"""Reading images and label maps in all the formats that datasets have."""
 
 from pathlib import Path
 
@@ -11,8 +11,10 @@ __all__ = [
     "BadFile",
     "check_label_size",
     "check_label_values",
+    "decode",
     "image_size",
     "label_size",
+    "open_file",
     "open_image",
     "read_image",
     "read_label",
@@ -35,10 +37,11 @@ _SCALED_GREYS = ("1", "L;2", "L;4")  # PNGs of less than 8 bits, whose values ev
 
 
 class BadFile(ValueError):
-    """A file that cannot be used as what it is given as; the message names it and says what was expected."""
+    """A file that cannot be used; the message names it and says what was expected."""
 
 
-def _open(path: str | Path) -> Image.Image:
+def open_file(path: str | Path) -> Image.Image:
+    """An image of which only the header is read."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: there is no such file")
     try:
@@ -47,7 +50,8 @@ def _open(path: str | Path) -> Image.Image:
         raise BadFile(f"{path}: cannot be read as an image ({error})") from error
 
 
-def _decode(image: Image.Image, path: str | Path) -> Image.Image:
+def decode(image: Image.Image, path: str | Path) -> Image.Image:
+    """`image`, of `open_file`, with its pixels."""
     try:
         image.load()
     except (OSError, SyntaxError, ValueError) as error:
@@ -59,25 +63,25 @@ def _orientation(image: Image.Image) -> int:
     try:
         return image.getexif().get(_ORIENTATION, 1)
     except (SyntaxError, ValueError, KeyError):
-        return 1  # damaged EXIF says nothing about the pixels, which are fine; the photograph is taken to be upright
+        return 1  # damaged EXIF says nothing about the pixels; the image is assumed to be upright
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """(height, width) of the upright photograph, from the header alone."""
-    with _open(path) as image:
+    """(height, width) of the upright image, read from the header."""
+    with open_file(path) as image:
         width, height = image.size
         return (width, height) if _orientation(image) in _SIDEWAYS else (height, width)
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """The photograph as an upright PIL image in mode RGB.
+    """The image, upright, as a PIL image in mode RGB.
 
     Grey is repeated, transparency is dropped, a palette is looked up, 16 bits are scaled to 8, and the EXIF
-    orientation is applied. Raises FileNotFoundError, or BadFile where the file is damaged or its pixels have no range
-    to scale from.
+    orientation is applied. Raises FileNotFoundError, or BadFile if the file is damaged or its pixels have no known
+    range.
     """
-    with _open(path) as opened:
-        image = _decode(opened, path)
+    with open_file(path) as opened:
+        image = decode(opened, path)
         orientation = _orientation(opened)
         if image.mode in _SIXTEEN_BIT:
             values = np.asarray(image)
@@ -87,7 +91,7 @@ def open_image(path: str | Path) -> Image.Image:
                 )
             image = Image.fromarray(((values.astype(np.int64) + 128) // 257).astype(np.uint8))
         elif image.mode == "F":
-            raise BadFile(f"{path}: holds floating-point values; expected 8 or 16 bits a channel, so convert it first")
+            raise BadFile(f"{path}: holds floating-point values; expected 8 or 16 bits a channel")
         if image.mode != "RGB":  # which `convert` would copy
             try:
                 image = image.convert("RGB")
@@ -103,13 +107,13 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def read_png(path: str | Path) -> np.ndarray | None:
-    """`read_image` of a plain PNG of 8 bits in RGB, upright and opaque, None for any other image.
+    """`read_image` of a plain PNG of 8 bits in RGB, upright and opaque; None for any other image.
 
-    By libpng, which undoes the filters of such files, most of what Cityscapes' images take, with vector instructions.
+    libpng undoes the filters of such files, most of the time that Cityscapes' images take, with vector instructions.
     """
-    with _open(path) as opened:
+    with open_file(path) as opened:
         rgb = opened.format == "PNG" and opened.tile and opened.tile[0][3] == "RGB"
-        # of a profile libpng may complain on the console, image by image
+        # libpng may complain about a profile on the console, for every image
         if not rgb or {"transparency", "icc_profile", "interlace"} & opened.info.keys():
             return None
     data = Path(path).read_bytes()
@@ -123,7 +127,7 @@ def read_png(path: str | Path) -> np.ndarray | None:
 
 
 def _open_label(path: str | Path) -> Image.Image:
-    image = _open(path)
+    image = open_file(path)
     raw_mode = image.tile[0][3] if image.tile else image.mode
     if isinstance(raw_mode, tuple):
         raw_mode = raw_mode[0]
@@ -142,8 +146,7 @@ def _open_label(path: str | Path) -> Image.Image:
 
 
 def label_size(path: str | Path) -> tuple[int, int]:
-    """(height, width) of a label map, from the header alone. Raises what `read_label` raises for a wrong kind of
-    file."""
+    """(height, width) of a label map, read from the header. Raises as `read_label` for a wrong kind of file."""
     with _open_label(path) as image:
         return image.height, image.width
 
@@ -151,10 +154,10 @@ def label_size(path: str | Path) -> tuple[int, int]:
 def read_label(path: str | Path) -> np.ndarray:
     """A label map: (H, W) of class numbers, uint8, or uint16 from 16-bit files. Of a palette image, the indices.
 
-    EXIF is not looked at: a label map is drawn for the upright photograph.
+    EXIF is ignored: a label map is drawn for the upright image.
     """
     with _open_label(path) as opened:
-        labels = np.array(_decode(opened, path))
+        labels = np.array(decode(opened, path))
     if labels.dtype == np.uint8:
         return labels
     if labels.min(initial=0) < 0 or labels.max(initial=0) > 65535:
@@ -165,8 +168,7 @@ def read_label(path: str | Path) -> np.ndarray:
 def check_label_size(
     label_path: str | Path, label_size: tuple[int, int], image_path: str | Path, image_size: tuple[int, int]
 ) -> None:
-    """Raises BadFile, naming both files, where a label map does not fit its upright photograph; sizes: (height,
-    width)."""
+    """Raises BadFile, naming both files, if a label map does not fit its upright image; sizes: (height, width)."""
     if tuple(label_size) == tuple(image_size):
         return
     message = (
@@ -179,10 +181,10 @@ def check_label_size(
 
 
 def check_label_values(labels: np.ndarray, num_classes: int, ignore_label: int, path: str | Path) -> None:
-    """Raises BadFile, naming the file and the values, where `labels` (unsigned integers) hold what is neither a class
-    nor `ignore_label`."""
+    """Raises BadFile, naming the file and the values, if `labels` (unsigned integers) hold a value that is neither a
+    class nor `ignore_label`."""
     if labels.dtype == np.uint8 and ignore_label == 255 and (labels + np.uint8(1)).max(initial=0) <= num_classes:
-        return  # 255 has become 0; two quick passes, and a count only for the message
+        return  # 255 has become 0; two fast passes, and a count only for the message
     if labels.dtype == np.uint8:
         counts = np.asarray(Image.fromarray(labels).histogram())  # a third of the time of bincount
     else:

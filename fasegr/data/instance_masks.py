@@ -1,30 +1,30 @@
-"""Masks of objects from COCO's two kinds of outline: polygons and run-length codes."""
+"""Masks of objects from COCO's two kinds of segmentation: polygons and run-length codes (RLE)."""
 
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from fasegr.data.augmentation import Box, resize_label
 from fasegr.data.image_io import BadFile
+from fasegr.data.transform import Box, resize_label
 
 __all__ = ["window_mask"]
 
 
 def window_mask(segmentation: Any, original: tuple[int, int], size: tuple[int, int], box: Box) -> np.ndarray:
-    """What `box` shows of an object once its image, of size `original`, is resized to `size`.
+    """The mask of an object after its image, of size `original`, is resized to `size` and cropped to `box`.
 
     segmentation: a list of polygons, each [x, y, x, y, ...] in pixels of the image, whose union is the object; or
-    {"size", "counts"}, counts being numbers or COCO's compressed text. Polygons are resized as such and rasterised by
-    pycocotools at the size wanted; a code is decoded and each pixel takes the value under its centre. Sizes are
-    (height, width). Returns bool (box.height, box.width). Raises BadFile, which says what is wrong with it.
+    {"size", "counts"}, counts being numbers or COCO's compressed text. Polygons are resized first and rasterised by
+    pycocotools at the new size; a code is decoded and each pixel takes the value under its centre. Sizes are (height,
+    width). Returns bool (box.height, box.width). Raises BadFile saying what is wrong with the segmentation.
     """
     if isinstance(segmentation, list):
         return _polygon_mask(segmentation, (size[1] / original[1], size[0] / original[0]), box)
     if not isinstance(segmentation, dict) or {"size", "counts"} - set(segmentation):
-        raise BadFile(f"an outline is a {type(segmentation).__name__}; expected polygons or a run-length code")
+        raise BadFile(f"a segmentation is a {type(segmentation).__name__}; expected polygons or a run-length code")
     if tuple(segmentation["size"]) != tuple(original):
-        raise BadFile(f"a run-length code is of the size {segmentation['size']} in an image of {list(original)}")
+        raise BadFile(f"a run-length code has the size {segmentation['size']} in an image of {list(original)}")
     code = segmentation
     if isinstance(code["counts"], list):
         code = coco_mask.frPyObjects(code, *code["size"])
@@ -32,10 +32,10 @@ def window_mask(segmentation: Any, original: tuple[int, int], size: tuple[int, i
 
 
 def _polygon_mask(polygons: list, scale: tuple[float, float], box: Box) -> np.ndarray:
-    """Each polygon is rasterised in no more than its own bounds, and not beyond the right and lower edges of `box`.
+    """Each polygon is rasterised only within its bounds, and not beyond the right and lower edges of `box`.
 
-    pycocotools rounds corners to fifths of a pixel, negative ones in the other direction. So they are rounded first,
-    and then moved by whole pixels, to where none is negative; that changes nothing but ties between two fifths.
+    pycocotools rounds corners to fifths of a pixel, negative ones in the other direction. So they are rounded first
+    and then moved by whole pixels until none is negative, which changes only ties between two fifths.
     """
     mask = np.zeros((box.height, box.width), dtype=bool)
     for polygon in polygons:

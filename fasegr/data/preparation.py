@@ -1,4 +1,7 @@
-"""Making the label maps that are read out of the annotations that were published: in parallel, and not twice."""
+"""Makes label maps from published annotations, in parallel; what exists is kept.
+
+`run` is the program of datasets/prepare_*.py.
+"""
 
 import argparse
 import os
@@ -15,15 +18,16 @@ from PIL import Image
 from tqdm import tqdm
 
 from fasegr.data.image_io import BadFile, check_label_size, image_size, label_size
+from fasegr.utils.files import replacing
 
-__all__ = ["Job", "Outcome", "is_made", "make_label_map", "make_label_maps", "parse_workers", "report"]
+__all__ = ["Job", "make_label_maps", "run"]
 
 _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"  # the last chunk of every PNG that was written to its end
-_NAMED = 10  # how many problems are printed before the rest is counted
+_PRINTED = 10  # problems; of the rest only the number is printed
 
 
 class Job(NamedTuple):
-    """A label map to be made: from what file, of what photograph (None: it is not there to compare with), and where."""
+    """A label map to make: from which file, of which image (None if it is missing), and where."""
 
     source: Path
     image: Path | None
@@ -31,7 +35,7 @@ class Job(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """How many label maps were made, how many were there already, and one line for each that could not be made."""
+    """How many label maps were made, how many existed, and one line for each that could not be made."""
 
     made: int
     kept: int
@@ -39,7 +43,7 @@ class Outcome(NamedTuple):
 
 
 def is_made(job: Job) -> bool:
-    """Whether the label map is there: a whole PNG of the photograph's size, and no older than its source."""
+    """Whether the label map exists: a complete PNG of the image's size, and no older than its source."""
     try:
         state = job.target.stat()
         if state.st_mtime < job.source.stat().st_mtime or state.st_size < len(_PNG_END):
@@ -54,24 +58,20 @@ def is_made(job: Job) -> bool:
 
 
 def make_label_map(job: Job, convert: Callable[[Path], np.ndarray]) -> None:
-    """Writes the label map that `convert` makes of the source: uint8 (H, W). It is there whole or not at all.
+    """Writes the label map that `convert` makes of the source: uint8 (H, W).
 
-    Raises BadFile where it differs in size from the photograph, and whatever `convert` raises.
+    Raises BadFile if it differs in size from the image, and whatever `convert` raises.
     """
     labels = convert(job.source)
     if job.image is not None:
         check_label_size(job.source, labels.shape, job.image, image_size(job.image))
-    temporary = job.target.with_name(f".{job.target.name}.{os.getpid()}.tmp")
-    try:
-        job.target.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(labels).save(temporary, format="PNG")
-        os.replace(temporary, job.target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    job.target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(job.target, "wb") as file:
+        Image.fromarray(labels).save(file, format="PNG")
 
 
 def _work(job: Job, convert: Callable[[Path], np.ndarray]) -> str | bool:
-    """False where nothing had to be done, True where it was, or what went wrong."""
+    """True if the label map was made, False if it existed, or what went wrong."""
     try:
         if is_made(job):
             return False
@@ -82,21 +82,20 @@ def _work(job: Job, convert: Callable[[Path], np.ndarray]) -> str | bool:
         return message if str(job.source) in message else f"{job.source}: {message}"
 
 
-def _leave_interrupts_to_the_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _ignore_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles them
 
 
 def make_label_maps(
     jobs: Sequence[Job], convert: Callable[[Path], np.ndarray], workers: int, description: str
 ) -> Outcome:
-    """Makes every label map that is not there yet, in `workers` processes; a file that fails does not stop the rest.
+    """Makes the label maps that do not exist yet, in `workers` processes; a file that fails does not stop the rest.
 
-    convert: a function of a module, since it is sent to the processes. Called by one process at a time where workers
-    is 1. May be interrupted at any moment and called again: what is there is kept.
+    convert: a function of a module, since it is sent to the processes. May be interrupted and called again.
     """
     work = partial(_work, convert=convert)
     made, kept, problems = 0, 0, []
-    pool = ProcessPoolExecutor(workers, initializer=_leave_interrupts_to_the_parent) if workers > 1 else None
+    pool = ProcessPoolExecutor(workers, initializer=_ignore_interrupts) if workers > 1 else None
     try:
         results = pool.map(work, jobs, chunksize=8) if pool else map(work, jobs)
         for result in tqdm(results, total=len(jobs), desc=description, unit="image", mininterval=0.5):
@@ -110,28 +109,60 @@ def make_label_maps(
     return Outcome(made, kept, problems)
 
 
-def report(name: str, outcome: Outcome, expected: int | None) -> None:
-    """Says what was done for the split `name`, and warns where it has another number of files than `expected`."""
-    print(f"{name}: {outcome.made} label maps made, {outcome.kept} were there already")
+def _report(split: str, outcome: Outcome, expected: int) -> None:
+    print(f"{split}: {outcome.made} label maps made, {outcome.kept} were there already")
     total = outcome.made + outcome.kept + len(outcome.problems)
-    if expected is not None and total != expected:
-        print(
-            f"{name}: warning: there are {total} annotations, and {expected} in the published dataset; "
-            "if that is not meant, unpack the archive again",
-            file=sys.stderr,
+    if total != expected:
+        _warn(
+            f"{split}: warning: there are {total} annotations, and {expected} in the published dataset; "
+            "if this is not intended, unpack the archive again"
         )
-    for problem in outcome.problems[:_NAMED]:
-        print(f"{name}: failed: {problem}", file=sys.stderr)
-    if len(outcome.problems) > _NAMED:
-        print(f"{name}: and {len(outcome.problems) - _NAMED} more failed", file=sys.stderr)
+    for problem in outcome.problems[:_PRINTED]:
+        _warn(f"{split}: failed: {problem}")
+    if len(outcome.problems) > _PRINTED:
+        _warn(f"{split}: and {len(outcome.problems) - _PRINTED} more failed")
 
 
-def parse_workers(description: str, argv: list[str] | None = None) -> int:
-    """The one option of a program that prepares a dataset: how many processes."""
+def _warn(message: str) -> None:
+    print(message, file=sys.stderr)
+
+
+def run(
+    description: str,
+    find_jobs: Callable[[], dict[str, list[Job]]],
+    convert: Callable[[Path], np.ndarray],
+    expected: dict[str, int],
+    argv: list[str] | None = None,
+) -> int:
+    """The program of a script that prepares a dataset; returns its exit code: 0, 1 if a file failed, 2 if there was
+    nothing to do.
+
+    find_jobs: of each split, or FileNotFoundError. convert: of `make_label_maps`. expected: annotations of each split
+    in the published dataset.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=cores, metavar="N", help=f"processes (here {cores} by default)")
     workers = parser.parse_args(argv).workers
     if workers < 1:
         parser.error(f"--workers is {workers}; it must be at least 1")
-    return workers
+    try:
+        jobs = find_jobs()
+    except FileNotFoundError as error:
+        _warn(f"error: {error}")
+        return 2
+    failed = False
+    try:
+        for split, found in jobs.items():
+            outcome = make_label_maps(found, convert, workers, split)
+            _report(split, outcome, expected[split])
+            without = [job.source for job in found if job.image is None]
+            if without:
+                _warn(
+                    f"{split}: warning: {len(without)} annotations have no image, the first {without[0]}; "
+                    "their size was not compared"
+                )
+            failed |= bool(outcome.problems)
+    except KeyboardInterrupt:
+        sys.exit("interrupted; run the same command again to continue")
+    return int(failed)

@@ -6,20 +6,20 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["PackedList"]
+__all__ = ["SerializedList"]
 
 
-class PackedList(Sequence):
-    """A list whose items are kept as bytes in one array, and made anew when asked for.
+class SerializedList(Sequence):
+    """A list whose items are kept as bytes in one array, and unpickled when they are asked for.
 
-    Workers share the array with the process that they are forks of. Python's own objects each of them would come to
-    copy, by counting references to them; of COCO's outlines there are many.
+    Forked workers share the array with their parent. Of Python objects each would make a copy, by counting references
+    to them; COCO's outlines are many.
     """
 
     def __init__(self, items: Iterable):
-        packed = [np.frombuffer(pickle.dumps(item, pickle.HIGHEST_PROTOCOL), np.uint8) for item in items]
-        self._ends = np.cumsum([len(item) for item in packed], dtype=np.int64)
-        self._bytes = np.concatenate(packed) if packed else np.empty(0, np.uint8)
+        serialized = [np.frombuffer(pickle.dumps(item, pickle.HIGHEST_PROTOCOL), np.uint8) for item in items]
+        self._ends = np.cumsum([len(item) for item in serialized], dtype=np.int64)
+        self._bytes = np.concatenate(serialized) if serialized else np.empty(0, np.uint8)
 
     def __len__(self) -> int:
         return len(self._ends)

@@ -3,8 +3,10 @@ from multiprocessing import get_context
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from fasegr.data.image_cache import DecodedCache
+from fasegr.data.image_cache import ImageCache, load_image
+from fasegr.data.transform import Box, height_and_width, resize_image
 
 
 def source(folder, content="first"):
@@ -19,19 +21,19 @@ def refuse():
 
 def test_a_file_is_decoded_once(tmp_path):
     cache, path, array = (
-        DecodedCache(tmp_path / "cache"),
+        ImageCache(tmp_path / "cache"),
         source(tmp_path),
         np.arange(24, dtype=np.uint8).reshape(2, 4, 3),
     )
     np.testing.assert_array_equal(cache.get(path, lambda: array), array)
-    again = DecodedCache(tmp_path / "cache").get(path, refuse)
+    again = ImageCache(tmp_path / "cache").get(path, refuse)
     assert isinstance(again, np.memmap) and not again.flags.writeable
     np.testing.assert_array_equal(again, array)
 
 
 @pytest.mark.parametrize("change", ["size", "time"])
 def test_a_changed_source_is_decoded_again_and_its_old_entry_removed(tmp_path, change):
-    cache, path = DecodedCache(tmp_path / "cache"), source(tmp_path)
+    cache, path = ImageCache(tmp_path / "cache"), source(tmp_path)
     cache.get(path, lambda: np.zeros(3, np.uint8))
     if change == "size":
         before = path.stat()
@@ -44,8 +46,8 @@ def test_a_changed_source_is_decoded_again_and_its_old_entry_removed(tmp_path, c
 
 
 @pytest.mark.parametrize("kept", [0, 40, 130])
-def test_an_entry_cut_short_is_made_anew(tmp_path, kept):
-    cache, path, array = DecodedCache(tmp_path / "cache"), source(tmp_path), np.arange(100, dtype=np.uint8)
+def test_a_truncated_entry_is_made_again(tmp_path, kept):
+    cache, path, array = ImageCache(tmp_path / "cache"), source(tmp_path), np.arange(100, dtype=np.uint8)
     cache.get(path, lambda: array)
     [entry] = (f for f in (tmp_path / "cache").rglob("*") if f.is_file())
     entry.write_bytes(entry.read_bytes()[:kept])
@@ -55,7 +57,7 @@ def test_an_entry_cut_short_is_made_anew(tmp_path, kept):
 
 def _fill(arguments):
     folder, path, value = arguments
-    return int(DecodedCache(folder).get(path, lambda: np.full((64, 64, 3), value, np.uint8)).max())
+    return int(ImageCache(folder).get(path, lambda: np.full((64, 64, 3), value, np.uint8)).max())
 
 
 def test_processes_fill_one_folder_together(tmp_path):
@@ -67,7 +69,7 @@ def test_processes_fill_one_folder_together(tmp_path):
 
 
 def test_what_cannot_be_decoded_leaves_nothing(tmp_path):
-    cache = DecodedCache(tmp_path / "cache")
+    cache = ImageCache(tmp_path / "cache")
     with pytest.raises(ValueError, match="damaged"):
         cache.get(source(tmp_path), lambda: (_ for _ in ()).throw(ValueError("damaged")))
     with pytest.raises(FileNotFoundError, match="gone"):
@@ -78,11 +80,11 @@ def test_what_cannot_be_decoded_leaves_nothing(tmp_path):
 def test_a_folder_that_cannot_be_made_names_the_key(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"INPUT\.CACHE"):
-        DecodedCache(tmp_path / "file")
+        ImageCache(tmp_path / "file")
 
 
 def test_a_folder_that_takes_nothing_more_names_the_key(tmp_path, monkeypatch):
-    cache = DecodedCache(tmp_path / "cache")
+    cache = ImageCache(tmp_path / "cache")
 
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
@@ -91,3 +93,29 @@ def test_a_folder_that_takes_nothing_more_names_the_key(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"INPUT\.CACHE.*No space left"):
         cache.get(source(tmp_path), lambda: np.zeros(3))
     assert not [f for f in (tmp_path / "cache").rglob("*") if f.is_file()]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_cached_images_are_resized_like_files(tmp_path, seed):
+    """PIL's filter meets the same pixels with the same weights, up to the last bit of where they lie; values half way
+    between two levels may then be rounded either way."""
+    rng = np.random.default_rng(seed)
+    height, width = (int(n) for n in rng.integers(20, 120, 2))
+    Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(tmp_path / "a.bmp")
+    plain = load_image(tmp_path / "a.bmp")
+    cached = load_image(tmp_path / "a.bmp", ImageCache(tmp_path / "cache"))
+    assert height_and_width(plain) == height_and_width(cached) == (height, width)
+    for scale in (0.2, 0.7, 1.0, 1.9):
+        size = (max(8, int(height * scale)), max(8, int(width * scale))) if scale != 1 else (height, width)
+        h, w = int(rng.integers(1, size[0] + 1)), int(rng.integers(1, size[1] + 1))
+        box = Box(int(rng.integers(size[0] - h + 1)), int(rng.integers(size[1] - w + 1)), h, w)
+        expected, actual = (np.asarray(resize_image(image, size, box)).astype(int) for image in (plain, cached))
+        assert expected.shape == actual.shape == (h, w, 3)
+        assert abs(expected - actual).max() <= 1
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp"])
+def test_images_are_read_as_they_are(tmp_path, suffix):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / f"a.{suffix}")
+    np.testing.assert_array_equal(np.asarray(load_image(tmp_path / f"a.{suffix}")), pixels)

@@ -3,9 +3,9 @@ import pytest
 from pycocotools import mask as coco_mask
 from scipy.ndimage import binary_dilation, binary_erosion
 
-from fasegr.data.augmentation import Box
 from fasegr.data.image_io import BadFile
 from fasegr.data.instance_masks import window_mask
+from fasegr.data.transform import Box
 
 ORIGINAL = (60, 80)
 
@@ -82,10 +82,10 @@ def test_run_length_codes(form):
             assert mask[y, x] == truth[int((10 + y + 0.5) * 60 / 90), int((20 + x + 0.5) * 80 / 50)]
 
 
-def test_outlines_that_are_none_are_refused():
+def test_other_forms_are_refused():
     box = Box(0, 0, 60, 80)
-    with pytest.raises(BadFile, match="an outline is a str; expected polygons or a run-length code"):
+    with pytest.raises(BadFile, match="a segmentation is a str; expected polygons or a run-length code"):
         window_mask("mask", ORIGINAL, ORIGINAL, box)
     code = coco_mask.encode(np.zeros((50, 80), np.uint8, order="F"))
-    with pytest.raises(BadFile, match=r"of the size \[50, 80\] in an image of \[60, 80\]"):
+    with pytest.raises(BadFile, match=r"has the size \[50, 80\] in an image of \[60, 80\]"):
         window_mask(code, ORIGINAL, ORIGINAL, box)

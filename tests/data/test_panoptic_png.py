@@ -24,7 +24,7 @@ def test_what_is_written_is_read(tmp_path):
 
 
 def test_bad_files_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"none\.png: there is no such file; expected a PNG of segments"):
+    with pytest.raises(FileNotFoundError, match=r"none\.png: there is no such file"):
         read_segment_ids(tmp_path / "none.png")
     Image.new("L", (3, 3)).save(tmp_path / "grey.png")
     with pytest.raises(BadFile, match=r"grey\.png: is an image of mode L; a PNG of segments is RGB"):
@@ -32,7 +32,7 @@ def test_bad_files_are_named(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "short.png")
     (tmp_path / "short.png").write_bytes((tmp_path / "short.png").read_bytes()[:700])
-    with pytest.raises(BadFile, match=r"short\.png: cannot be read"):
+    with pytest.raises(BadFile, match=r"short\.png: the image data is damaged or cut short"):
         read_segment_ids(tmp_path / "short.png")
 
 

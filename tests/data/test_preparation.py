@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from fasegr.data.image_io import BadFile, read_label
-from fasegr.data.preparation import Job, Outcome, is_made, make_label_map, make_label_maps, parse_workers, report
+from fasegr.data.preparation import Job, is_made, make_label_map, make_label_maps, run
 
 
 def plus_one(path: Path) -> np.ndarray:
@@ -54,8 +54,8 @@ def test_a_bad_file_does_not_stop_the_rest(jobs):
 
 
 def test_nothing_is_left_of_a_failure_to_write(jobs, monkeypatch):
-    def full(self, path, format):
-        Path(path).write_bytes(b"half a file")
+    def full(self, file, format):
+        file.write(b"half a file")
         raise OSError("no space left on device")
 
     monkeypatch.setattr(Image.Image, "save", full)
@@ -82,19 +82,33 @@ def test_what_is_made(jobs):
     assert not is_made(job)
 
 
-def test_report(capsys):
-    report("val", Outcome(3, 1, []), 4)
+def test_the_program(jobs, capsys):
+    for i in range(6, 18):
+        (jobs[0].source.parent / f"{i}.png").write_text("broken")
+        jobs.append(Job(jobs[0].source.parent / f"{i}.png", None, jobs[0].target.with_name(f"{i}.png")))
+
+    def find():
+        return {"train": jobs[:5], "val": jobs[5:]}
+
+    assert run("", find, plus_one, {"train": 5, "val": 2000}, ["--workers", "1"]) == 1
     out, err = capsys.readouterr()
-    assert out == "val: 3 label maps made, 1 were there already\n" and err == ""
-    report("val", Outcome(3, 1, [f"{i}.png: broken" for i in range(12)]), 2000)
-    err = capsys.readouterr().err
-    assert "there are 16 annotations, and 2000 in the published dataset" in err
-    assert "val: failed: 9.png: broken" in err and "10.png" not in err and "and 2 more failed" in err
+    assert "train: 5 label maps made, 0 were there already\n" in out and "train: warning" not in err
+    assert "there are 12 annotations, and 2000 in the published dataset" in err
+    assert "15.png: cannot be read" in err and "16.png" not in err and "and 2 more failed" in err
+    assert "val: warning: 12 annotations have no image, the first" in err
+    assert run("", lambda: {"train": jobs[:5]}, plus_one, {"train": 5}, []) == 0
 
 
-def test_workers(capsys):
-    assert parse_workers("", ["--workers", "3"]) == 3
-    assert parse_workers("", []) >= 1
+def test_options(capsys):
     with pytest.raises(SystemExit):
-        parse_workers("", ["--workers", "0"])
+        run("", dict, plus_one, {}, ["--workers", "0"])
     assert "--workers is 0; it must be at least 1" in capsys.readouterr().err
+
+
+def test_an_interruption_is_said(jobs, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fasegr.data.preparation.make_label_map", interrupted)
+    with pytest.raises(SystemExit, match="run the same command again to continue"):
+        run("", lambda: {"train": jobs}, plus_one, {"train": 5}, ["--workers", "1"])

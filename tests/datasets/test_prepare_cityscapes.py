@@ -111,8 +111,8 @@ def test_bad_files_are_named(program, tmp_path, capsys):
     assert f"{train[0]}: holds the label id 34; Cityscapes has 0..33" in err
     assert f"{train[1]}: is 96 x 40" in err
     assert f"{val[0]}: an object is labelled 'unicorn'" in err
-    assert f"{val[1]}: is not an annotation of Cityscapes (KeyError: 'imgWidth')" in err
-    assert f"{val[2]}: is not an annotation of Cityscapes (JSONDecodeError" in err
+    assert f"{val[1]}: is not a Cityscapes annotation (KeyError: 'imgWidth')" in err
+    assert f"{val[2]}: is not a Cityscapes annotation (JSONDecodeError" in err
 
 
 def test_annotations_without_images(program, tmp_path, capsys):

@@ -1,48 +1,44 @@
-"""The training mappers by name: what INPUT.DATASET_MAPPER_NAME chooses from, with Mask2Former's names."""
+"""The mapper that a config asks for; INPUT.DATASET_MAPPER_NAME has Mask2Former's names."""
 
-from collections.abc import Callable
-
-import numpy as np
+from __future__ import annotations
 
 from fasegr.d2 import CfgNode
-from fasegr.data.augmentation import RandomCrop, ShortestEdge, SSDColour
-from fasegr.data.dataset_mappers.segments import InstanceSegments, PanopticSegments, SegmentMapper
+from fasegr.data.augmentation import ColorAugSSD, LargeScaleJitter, RandomCrop, ResizeCropFlip, ResizeShortestEdge
+from fasegr.data.dataset_mappers.dataset_mapper import InferenceMapper, TrainingMapper
+from fasegr.data.dataset_mappers.instance import InstanceMapper
+from fasegr.data.dataset_mappers.panoptic import PanopticMapper
 from fasegr.data.dataset_mappers.semantic import SemanticMapper
-from fasegr.data.image_cache import DecodedCache
-from fasegr.data.sample_transform import LargeScaleJitter, ResizedCrop
+from fasegr.data.image_cache import ImageCache
 
-__all__ = ["TRAINING_MAPPERS"]
+__all__ = ["TRAINING_MAPPERS", "build_mapper"]
 
-
-def _resized_crop(cfg: CfgNode, max_area: float) -> ResizedCrop:
-    given, crop = cfg.INPUT, cfg.INPUT.CROP
-    return ResizedCrop(
-        ShortestEdge(given.MIN_SIZE_TRAIN, given.MAX_SIZE_TRAIN, given.MIN_SIZE_TRAIN_SAMPLING),
-        RandomCrop(crop.TYPE, crop.SIZE, max_area, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE) if crop.ENABLED else None,
-        SSDColour() if given.COLOR_AUG_SSD else None,
-        given.RANDOM_FLIP,
-        given.SIZE_DIVISIBILITY,
-    )
-
-
-def _jitter(cfg: CfgNode) -> LargeScaleJitter:
-    return LargeScaleJitter(cfg.INPUT.IMAGE_SIZE, cfg.INPUT.MIN_SCALE, cfg.INPUT.MAX_SCALE, cfg.INPUT.RANDOM_FLIP)
-
-
-def _segment_mapper(cfg: CfgNode, view, segments) -> SegmentMapper:
-    if cfg.INPUT.FORMAT != "RGB":
-        raise ValueError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}; FASeg's weights and means are for 'RGB'")
-    cache = DecodedCache(cfg.INPUT.CACHE) if cfg.INPUT.CACHE else None
-    return SegmentMapper(view, segments, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, cache)
-
-
-# a mapper takes (record, random generator) and returns the sample
-TRAINING_MAPPERS: dict[str, Callable[[CfgNode], Callable[[dict, np.random.Generator], dict]]] = {
-    "mask_former_semantic": lambda cfg: SemanticMapper(cfg, True),
-    "mask_former_instance": lambda cfg: _segment_mapper(cfg, _resized_crop(cfg, 1.0), InstanceSegments),
-    "mask_former_panoptic": lambda cfg: _segment_mapper(
-        cfg, _resized_crop(cfg, cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA), PanopticSegments
-    ),
-    "coco_instance_lsj": lambda cfg: _segment_mapper(cfg, _jitter(cfg), InstanceSegments),
-    "coco_panoptic_lsj": lambda cfg: _segment_mapper(cfg, _jitter(cfg), PanopticSegments),
+# the class, and whether it has large-scale jittering instead of a resize and a crop
+TRAINING_MAPPERS: dict[str, tuple[type[TrainingMapper], bool]] = {
+    "mask_former_semantic": (SemanticMapper, False),
+    "mask_former_instance": (InstanceMapper, False),
+    "mask_former_panoptic": (PanopticMapper, False),
+    "coco_instance_lsj": (InstanceMapper, True),
+    "coco_panoptic_lsj": (PanopticMapper, True),
 }
+
+
+def build_mapper(cfg: CfgNode, is_train: bool) -> TrainingMapper | InferenceMapper:
+    """Takes (record, random generator) in training and (record) in testing, and returns the sample."""
+    given, head = cfg.INPUT, cfg.MODEL.SEM_SEG_HEAD
+    cache = ImageCache(given.CACHE) if given.CACHE else None
+    if not is_train:
+        return InferenceMapper(ResizeShortestEdge(given.MIN_SIZE_TEST, given.MAX_SIZE_TEST), cache)
+    mapper, jitter = TRAINING_MAPPERS[given.DATASET_MAPPER_NAME]
+    if jitter:
+        augmentation = LargeScaleJitter(given.IMAGE_SIZE, given.MIN_SCALE, given.MAX_SCALE, given.RANDOM_FLIP)
+    else:
+        # objects do not give every pixel a class, so crops do not look at classes there, as in Mask2Former
+        max_area = 1.0 if mapper is InstanceMapper else given.CROP.SINGLE_CATEGORY_MAX_AREA
+        augmentation = ResizeCropFlip(
+            ResizeShortestEdge(given.MIN_SIZE_TRAIN, given.MAX_SIZE_TRAIN, given.MIN_SIZE_TRAIN_SAMPLING),
+            RandomCrop(given.CROP.TYPE, given.CROP.SIZE, max_area, head.IGNORE_VALUE) if given.CROP.ENABLED else None,
+            ColorAugSSD() if given.COLOR_AUG_SSD else None,
+            given.RANDOM_FLIP,
+            given.SIZE_DIVISIBILITY,
+        )
+    return mapper(augmentation, head.NUM_CLASSES, head.IGNORE_VALUE, cache)

@@ -3,24 +3,19 @@
 from fasegr.data.datasets.ade20k import register_ade20k
 from fasegr.data.datasets.cityscapes import register_cityscapes
 from fasegr.data.datasets.coco import register_coco
-from fasegr.data.datasets.coco_from_config import register_coco_from_config
-from fasegr.data.datasets.folder import datasets_root, read_classes
-from fasegr.data.datasets.folder import register_from_config as register_folder_from_config
+from fasegr.data.datasets.folder import read_classes
+from fasegr.data.datasets.from_config import check_num_classes, register_from_config
+from fasegr.data.datasets.root import datasets_root
 from fasegr.data.datasets.scenes.coco import register_coco_scenes
 from fasegr.data.datasets.scenes.semantic import register_scenes
 
-__all__ = ["datasets_root", "read_classes", "register_all", "register_from_config"]
-
-
-def register_from_config(cfg) -> list[str]:
-    """Registers the datasets that cfg.DATASETS.FOLDER and COCO describe; returns their names, one for each split."""
-    return [*register_folder_from_config(cfg), *register_coco_from_config(cfg)]
+__all__ = ["check_num_classes", "datasets_root", "read_classes", "register_all", "register_from_config"]
 
 
 def register_all() -> None:
-    """Adds the datasets this package knows to the catalogs: names only, since nothing on disk is looked at.
+    """Adds the datasets of this package to the catalogs, by name: nothing on disk is read.
 
-    May be called again; names that are taken are left alone.
+    Names that are taken are left alone, so it may be called again.
     """
     register_scenes()
     register_ade20k()

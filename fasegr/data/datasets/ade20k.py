@@ -1,10 +1,11 @@
 """ADE20K's 150 classes (the SceneParse150 benchmark), under the names that detectron2 has for it."""
 
+from functools import partial
 from pathlib import Path
 
 from fasegr.d2 import MetadataCatalog
-from fasegr.data.datasets.folder import datasets_root, load_folder, load_images, read_classes
-from fasegr.data.datasets.public import register_benchmark
+from fasegr.data.datasets.folder import load_folder, load_images, read_classes, register_public
+from fasegr.data.datasets.root import datasets_root
 
 __all__ = ["DOWNLOAD", "EXPECTED", "FOLDER", "PREPARE", "register_ade20k"]
 
@@ -27,19 +28,17 @@ def _load(name: str, split: str) -> list[dict]:
 
 def register_ade20k() -> None:
     """Adds `ade20k_sem_seg_train`, `ade20k_sem_seg_val` and, to predict for the benchmark's server,
-    `ade20k_sem_seg_test` to the catalogs; where detectron2 has a name, its registration stays.
+    `ade20k_sem_seg_test` to the catalogs; datasets that detectron2 has registered stay as they are.
 
-    Label maps are those whose classes are counted from 0, with 255 for what has none. The server counts from 1.
+    Label maps count classes from 0, with 255 for no class. The server counts from 1.
     """
     classes = read_classes(Path(__file__).with_name("ade20k_classes.txt"))
     submission_ids = list(range(1, len(classes.names) + 1))
     for name, split in _SPLITS.items():
-        register_benchmark(name, lambda name=name, split=split: _load(name, split), classes, submission_ids)
-    # The test images go by the names that the rest of the dataset has, since datasets of one config share a list.
+        register_public(name, partial(_load, name, split), classes, submission_ids)
+    # All datasets of a config must have the same class names, and detectron2's differ from these.
     theirs = MetadataCatalog.get("ade20k_sem_seg_val").get("stuff_classes", ())
     if len(theirs) == len(classes.names):
         classes = classes._replace(names=list(theirs))
     name = "ade20k_sem_seg_test"
-    register_benchmark(
-        name, lambda: load_images(name, datasets_root() / "release_test/testing"), classes, submission_ids
-    )
+    register_public(name, lambda: load_images(name, datasets_root() / "release_test/testing"), classes, submission_ids)

@@ -4,11 +4,12 @@ cityscapes/leftImg8bit/SPLIT/CITY/CITY_000000_000019_leftImg8bit.png
 cityscapes/gtFine/SPLIT/CITY/CITY_000000_000019_gtFine_labelTrainIds.png
 """
 
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from fasegr.data.datasets.folder import ClassList, datasets_root, load_images, read_records, where_datasets_are
-from fasegr.data.datasets.public import register_benchmark
+from fasegr.data.datasets.folder import ClassList, load_images, read_records, register_public
+from fasegr.data.datasets.root import datasets_root, where_datasets_are
 
 __all__ = [
     "CATEGORIES",
@@ -29,17 +30,14 @@ __all__ = [
 DOWNLOAD = "https://www.cityscapes-dataset.com/downloads (leftImg8bit_trainvaltest.zip, gtFine_trainvaltest.zip)"
 PREPARE = "datasets/prepare_cityscapes.py"
 EXPECTED = {"train": 2975, "val": 500, "test": 1525}  # images of each split
-IMAGE_ENDING, LABEL_ENDING, INSTANCE_ENDING = (
-    "_leftImg8bit.png",
-    "_gtFine_labelTrainIds.png",
-    "_gtFine_instanceIds.png",
-)
+IMAGE_ENDING, LABEL_ENDING = "_leftImg8bit.png", "_gtFine_labelTrainIds.png"
+INSTANCE_ENDING = "_gtFine_instanceIds.png"
 IGNORE = 255
 
 
 class Label(NamedTuple):
-    """A row of the table. `train_id` is the class's number here, IGNORE for what is not evaluated; `instances`: single
-    objects are told apart."""
+    """A row of the table. train_id: the class that a model predicts, IGNORE for what is not evaluated. instances:
+    whether objects are annotated one by one."""
 
     name: str
     id: int
@@ -94,34 +92,36 @@ CATEGORIES = tuple(dict.fromkeys(label.category for label in CLASSES))
 
 
 def find_images(split: str) -> list[Path]:
-    """The photographs of a split, in order of their names."""
+    """The images of a split, in order of their names."""
     return sorted((datasets_root() / "cityscapes/leftImg8bit" / split).glob(f"*/*{IMAGE_ENDING}"))
 
 
 def _load(name: str, split: str) -> list[dict]:
-    images = find_images(split)
     folder = datasets_root() / "cityscapes"
+    if split == "test":
+        return load_images(name, folder / "leftImg8bit/test")
+    images = find_images(split)
     if not images:
         raise FileNotFoundError(
             f"dataset {name}: no {folder}/leftImg8bit/{split}/CITY/*{IMAGE_ENDING} (from {Path.cwd()}). "
             f"{where_datasets_are()}; Cityscapes is at {DOWNLOAD}"
         )
-    pairs = []
-    for image in images:
-        stem = image.name.removesuffix(IMAGE_ENDING)
-        pairs.append((image, folder / "gtFine" / split / image.parent.name / (stem + LABEL_ENDING)))
-    missing = [label for _, label in pairs if not label.is_file()]
+    labels = [
+        folder / "gtFine" / split / image.parent.name / (image.name.removesuffix(IMAGE_ENDING) + LABEL_ENDING)
+        for image in images
+    ]
+    missing = [label for label in labels if not label.is_file()]
     if missing:
         raise FileNotFoundError(
             f"dataset {name}: {len(missing)} of {len(images)} images have no label map, the first {missing[0]}; "
             f"make them from the annotations with python {PREPARE}"
         )
-    return read_records(pairs)
+    return read_records(list(zip(images, labels, strict=True)))
 
 
 def register_cityscapes() -> None:
     """Adds `cityscapes_fine_sem_seg_train`, `_val` and, to predict for the benchmark's server, `_test` to the catalogs;
-    where detectron2 has a name, its registration stays.
+    datasets that detectron2 has registered stay as they are.
 
     The annotations published for the test images are dummies, so here these have none.
     """
@@ -129,10 +129,4 @@ def register_cityscapes() -> None:
     submission_ids = [label.id for label in CLASSES]
     for split in EXPECTED:
         name = f"cityscapes_fine_sem_seg_{split}"
-
-        def load(name: str = name, split: str = split) -> list[dict]:
-            if split == "test":
-                return load_images(name, datasets_root() / "cityscapes/leftImg8bit/test")
-            return _load(name, split)
-
-        register_benchmark(name, load, classes, submission_ids, evaluator_type="cityscapes_sem_seg")
+        register_public(name, partial(_load, name, split), classes, submission_ids, "cityscapes_sem_seg")

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from fasegr.data.datasets.coco_json import BelowRoot, read_categories, register_instances, register_panoptic
+from fasegr.data.datasets.coco_json import read_categories, register_instances, register_panoptic
+from fasegr.data.datasets.root import DatasetPath
 
 __all__ = ["SOURCE", "register_coco"]
 
@@ -14,22 +15,22 @@ SOURCE = (
 
 def register_coco() -> None:
     """Adds `coco_2017_{train,val}` (instances, 80 classes) and `coco_2017_{train,val}_panoptic` (133) to the catalogs;
-    where detectron2 has a name, its registration stays.
+    datasets that detectron2 has registered stay as they are.
 
-    `..._panoptic_with_sem_seg` are the same images and segments, and so Mask2Former's recipes call what they test on;
-    the label maps that the name speaks of are made of the segments here.
+    `..._panoptic_with_sem_seg`, the test set of Mask2Former's configs, are the same images and segments; here the
+    label maps are made of the segments.
     """
     categories = read_categories(Path(__file__).with_name("coco_categories.txt"))
     for split in ("train", "val"):
-        images = BelowRoot(f"coco/{split}2017")
-        instances = BelowRoot(f"coco/annotations/instances_{split}2017.json")
+        images = DatasetPath(f"coco/{split}2017")
+        instances = DatasetPath(f"coco/annotations/instances_{split}2017.json")
         register_instances(f"coco_2017_{split}", categories, instances, images, SOURCE)
         for suffix in ("panoptic", "panoptic_with_sem_seg"):
             register_panoptic(
                 f"coco_2017_{split}_{suffix}",
                 categories,
-                BelowRoot(f"coco/annotations/panoptic_{split}2017.json"),
-                BelowRoot(f"coco/panoptic_{split}2017"),
+                DatasetPath(f"coco/annotations/panoptic_{split}2017.json"),
+                DatasetPath(f"coco/panoptic_{split}2017"),
                 images,
                 instances,
                 source=SOURCE,

@@ -3,27 +3,26 @@
 Records are detectron2's. Of instances: "file_name", "image_id", "height", "width" and "annotations", each with "bbox",
 "bbox_mode", "category_id", "iscrowd" and "segmentation" (polygons, or a run-length code). Of panoptic segments:
 "pan_seg_file_name" and "segments_info", each with "id", "category_id", "isthing", "iscrowd". In both, category_id is
-the class that a model predicts, counted from 0; the files have ids of their own. A crowd is a region in which objects
-were not told apart: records keep it, training leaves it out, and evaluation neither asks for it nor holds it against
+the class that a model predicts, counted from 0; the files have other ids. A crowd is a region whose objects were not
+annotated one by one: records keep it, training leaves it out, and evaluation neither expects it nor counts it against
 a prediction.
 """
+
+from __future__ import annotations
 
 import json
 import logging
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fasegr.d2 import DatasetCatalog, MetadataCatalog
-from fasegr.data.datasets.folder import datasets_root, where_datasets_are
+from fasegr.data.datasets.root import where_datasets_are
 from fasegr.data.image_io import BadFile
 
 __all__ = [
-    "BelowRoot",
     "Category",
     "categories_from_json",
     "instance_metadata",
@@ -33,6 +32,7 @@ __all__ = [
     "read_categories",
     "register_instances",
     "register_panoptic",
+    "without_crowds",
 ]
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ _XYWH = 1  # detectron2's BoxMode.XYWH_ABS
 
 
 class Category(NamedTuple):
-    """id: in the files. is_thing: of which single objects are told apart. colour: (r, g, b) of 0..255, or None."""
+    """id: in the files. is_thing: whether its objects are counted one by one. colour: (r, g, b) of 0..255, or None."""
 
     id: int
     name: str
@@ -49,16 +49,9 @@ class Category(NamedTuple):
     colour: tuple[int, int, int] | None
 
 
-@dataclass(frozen=True)
-class BelowRoot(os.PathLike):
-    """A path below $DETECTRON2_DATASETS as that is when the path is used, and not when a dataset is registered."""
-
-    path: str
-
-    def __fspath__(self) -> str:
-        return str(datasets_root() / Path(self.path).expanduser())
-
-    __str__ = __fspath__
+def without_crowds(segments: Iterable[dict]) -> list[dict]:
+    """The objects or segments of a record that are no crowds."""
+    return [segment for segment in segments if not segment.get("iscrowd", 0)]
 
 
 def read_categories(path: str | Path) -> list[Category]:
@@ -73,7 +66,7 @@ def read_categories(path: str | Path) -> list[Category]:
 
 
 def categories_from_json(path: str | os.PathLike) -> list[Category]:
-    """The "categories" of an annotation file, or a file that is their list alone, in order of their ids.
+    """The "categories" of an annotation file, or a file that is only their list, in order of their ids.
 
     Each has "id" and "name", and may have "isthing" (1 where it is not stated) and "color".
     """
@@ -81,7 +74,7 @@ def categories_from_json(path: str | os.PathLike) -> list[Category]:
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: there is no such list of categories (from {Path.cwd()}); it is a JSON file in COCO's format, "
-            f"an annotation file or its 'categories' alone. {where_datasets_are()}"
+            f"an annotation file or only its 'categories'. {where_datasets_are()}"
         )
     try:
         content = json.loads(path.read_bytes())
@@ -96,7 +89,7 @@ def categories_from_json(path: str | os.PathLike) -> list[Category]:
             "objects with 'id' and 'name', or an object that has it as 'categories'"
         ) from error
     if not categories or len({category.id for category in categories}) < len(categories):
-        raise BadFile(f"{path}: has {len(categories)} categories; expected one or more, each with an id of its own")
+        raise BadFile(f"{path}: has {len(categories)} categories; expected one or more with different ids")
     return categories
 
 
@@ -137,19 +130,25 @@ def panoptic_metadata(categories: Sequence[Category]) -> dict[str, Any]:
 # reading
 
 
-def _read_json(name: str, path: str | os.PathLike, source: str) -> dict:
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"dataset {name}: no file {path} (from {Path.cwd()}). {source}{where_datasets_are()}")
+def _check_file(name: str, what: str, path: str | os.PathLike, source: str) -> None:
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"dataset {name}: no {what} {os.fspath(path)} (from {Path.cwd()}). {source}{where_datasets_are()}"
+        )
+
+
+def _read_json(name: str, path: str | os.PathLike, source: str) -> tuple[list[dict], list[dict]]:
+    """The "images" and "annotations" of a file."""
+    _check_file(name, "file", path, source)
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(Path(path).read_bytes())
     except ValueError as error:  # also bytes that are no text
-        raise BadFile(f"dataset {name}: {path} is no JSON that can be read ({error}); get the file again") from error
+        raise BadFile(f"dataset {name}: {path} is not valid JSON ({error}); get the file again") from error
     if not isinstance(content, dict) or not isinstance(content.get("images"), list) or not content["images"]:
         raise BadFile(f"dataset {name}: {path} lists no images; expected COCO's format, an object with 'images'")
     for image in content["images"]:
         _require(("id", "file_name", "height", "width"), image, "an image", name, path)
-    return content
+    return content["images"], content.get("annotations", [])
 
 
 def _require(keys: tuple[str, ...], item: dict, what: str, name: str, path: str | os.PathLike) -> None:
@@ -159,12 +158,6 @@ def _require(keys: tuple[str, ...], item: dict, what: str, name: str, path: str 
             f"dataset {name}: {os.fspath(path)}: {what} has {', '.join(sorted(item))} and no {' or '.join(missing)}; "
             "instances and panoptic segments are in files of their own formats"
         )
-
-
-def _check_images(name: str, image: str, source: str) -> None:
-    """That the images are there, by the first of them: looking for each takes minutes on a network disk."""
-    if not Path(image).is_file():
-        raise FileNotFoundError(f"dataset {name}: no image {image} (from {Path.cwd()}). {source}{where_datasets_are()}")
 
 
 def _class_of(annotation: dict, ids: dict[int, int], name: str, path: str | os.PathLike) -> int:
@@ -189,13 +182,13 @@ def load_instances(
 ) -> list[dict]:
     """Records of instances, in order of the images' ids.
 
-    ids: the file's category ids, and the classes they stand for. source: where the files are to be had, a sentence and
-    a space for the error where they are not there. Objects without an outline are left out, with a warning that counts
+    ids: the file's category ids, and the classes they stand for. source: how to get the files, a sentence and a space
+    for the error that says that they are missing. Objects without an outline are left out, with a warning that counts
     them. Raises FileNotFoundError, or BadFile naming the file and what is wrong in it.
     """
-    content = _read_json(name, json_file, source)
+    images, annotations = _read_json(name, json_file, source)
     by_image, shapeless = defaultdict(list), 0
-    for annotation in content.get("annotations", ()):
+    for annotation in annotations:
         _require(("image_id", "category_id"), annotation, "an object", name, json_file)
         segmentation = _usable(annotation.get("segmentation"))
         if segmentation is None:
@@ -212,19 +205,11 @@ def load_instances(
         )
     if shapeless:
         logger.warning("%s: %d objects of %s have no outline and are left out", name, shapeless, os.fspath(json_file))
-    root = os.fspath(image_root)
-    records = [
-        {
-            "file_name": os.path.join(root, image["file_name"]),
-            "image_id": image["id"],
-            "height": image["height"],
-            "width": image["width"],
-            "annotations": by_image.pop(image["id"], []),
-        }
-        for image in sorted(content["images"], key=lambda image: image["id"])
-    ]
+    images = sorted(images, key=lambda image: image["id"])
+    records = [{**_image_record(image, image_root), "annotations": by_image.pop(image["id"], [])} for image in images]
     _check_ids(name, json_file, records, by_image)
-    _check_images(name, records[0]["file_name"], source)
+    # only the first image is looked for: looking for each takes minutes on a network disk
+    _check_file(name, "image", records[0]["file_name"], source)
     return records
 
 
@@ -241,61 +226,54 @@ def load_panoptic(
 
     things, classes: the file's category ids of things, and of all, and the classes they stand for.
     """
-    content = _read_json(name, panoptic_json, source)
-    images = {image["id"]: image for image in content["images"]}
-    root, segment_root = os.fspath(image_root), os.fspath(panoptic_root)
-    records, strange = [], {}
-    for annotation in content.get("annotations", ()):
+    images, annotations = _read_json(name, panoptic_json, source)
+    for annotation in annotations:
         _require(("image_id", "file_name", "segments_info"), annotation, "an annotation", name, panoptic_json)
-    for annotation in sorted(content.get("annotations", ()), key=lambda annotation: annotation["image_id"]):
-        image = images.get(annotation["image_id"])
-        if image is None:
-            strange[annotation["image_id"]] = annotation
-            continue
-        records.append(
-            {
-                "file_name": os.path.join(root, image["file_name"]),
-                "image_id": image["id"],
-                "height": image["height"],
-                "width": image["width"],
-                "pan_seg_file_name": os.path.join(segment_root, annotation["file_name"]),
-                "segments_info": [
-                    {
-                        "id": segment["id"],
-                        "category_id": _class_of(segment, classes, name, panoptic_json),
-                        "isthing": segment["category_id"] in things,
-                        "iscrowd": int(segment.get("iscrowd", 0)),
-                    }
-                    for segment in annotation["segments_info"]
-                ],
-            }
-        )
-    if not records:
+    by_id = {image["id"]: image for image in images}
+    unknown = [annotation["image_id"] for annotation in annotations if annotation["image_id"] not in by_id]
+    annotations = [annotation for annotation in annotations if annotation["image_id"] in by_id]
+    if not annotations:
         raise BadFile(f"dataset {name}: {os.fspath(panoptic_json)} has no segments of its images ('annotations')")
-    _check_ids(name, panoptic_json, records, strange)
-    _check_images(name, records[0]["file_name"], source)
-    _check_images(name, records[0]["pan_seg_file_name"], source)
+    records = [
+        {
+            **_image_record(by_id[annotation["image_id"]], image_root),
+            "pan_seg_file_name": os.path.join(os.fspath(panoptic_root), annotation["file_name"]),
+            "segments_info": [
+                {
+                    "id": segment["id"],
+                    "category_id": _class_of(segment, classes, name, panoptic_json),
+                    "isthing": segment["category_id"] in things,
+                    "iscrowd": int(segment.get("iscrowd", 0)),
+                }
+                for segment in annotation["segments_info"]
+            ],
+        }
+        for annotation in sorted(annotations, key=lambda annotation: annotation["image_id"])
+    ]
+    _check_ids(name, panoptic_json, records, unknown)
+    for key in ("file_name", "pan_seg_file_name"):
+        _check_file(name, "image", records[0][key], source)
     return records
 
 
-def _check_ids(name: str, path: str | os.PathLike, records: list[dict], strange: dict) -> None:
+def _image_record(image: dict, image_root: str | os.PathLike) -> dict:
+    file_name = os.path.join(os.fspath(image_root), image["file_name"])
+    return {"file_name": file_name, "image_id": image["id"], "height": image["height"], "width": image["width"]}
+
+
+def _check_ids(name: str, path: str | os.PathLike, records: list[dict], unknown: Iterable) -> None:
     repeated = [number for number, count in Counter(record["image_id"] for record in records).items() if count > 1]
     if repeated:
         raise BadFile(f"dataset {name}: {os.fspath(path)} has the image {repeated[0]} more than once")
-    if strange:
+    unknown = list(unknown)
+    if unknown:
         raise BadFile(
-            f"dataset {name}: {os.fspath(path)} has annotations of the image {next(iter(strange))}, "
-            f"which is not among its images (and of {len(strange) - 1} more such)"
+            f"dataset {name}: {os.fspath(path)} has annotations of the image {unknown[0]}, "
+            f"which is not among its images (and of {len(unknown) - 1} more)"
         )
 
 
 # registration; names that are taken are left alone
-
-
-def _prepare_and_load(prepare: Callable[[], None] | None, load: Callable[[], list[dict]]) -> list[dict]:
-    if prepare is not None:
-        prepare()
-    return load()
 
 
 def register_instances(
@@ -304,19 +282,22 @@ def register_instances(
     json_file: str | os.PathLike,
     image_root: str | os.PathLike,
     source: str = "",
-    prepare: Callable[[], None] | None = None,
+    prepare: Callable[[], None] = lambda: None,
 ) -> None:
-    """Adds a dataset of instances to the catalogs, unless the name is taken. Nothing on disk is looked at.
+    """Adds a dataset of instances to the catalogs, unless the name is taken. Nothing on disk is read.
 
-    prepare: called before the files are read; it may make them.
+    source: of `load_instances`. prepare: called before the files are read; it may make them.
     """
-    if name in DatasetCatalog.list():
-        return
     metadata = instance_metadata(categories)
     ids = metadata["thing_dataset_id_to_contiguous_id"]
-    load = partial(load_instances, name, json_file, image_root, ids, source)
-    DatasetCatalog.register(name, partial(_prepare_and_load, prepare, load))
-    MetadataCatalog.get(name).set(json_file=json_file, image_root=image_root, evaluator_type="coco", **metadata)
+
+    def load() -> list[dict]:
+        prepare()
+        return load_instances(name, json_file, image_root, ids, source)
+
+    if name not in DatasetCatalog.list():
+        DatasetCatalog.register(name, load)
+        MetadataCatalog.get(name).set(json_file=json_file, image_root=image_root, evaluator_type="coco", **metadata)
 
 
 def register_panoptic(
@@ -327,20 +308,23 @@ def register_panoptic(
     image_root: str | os.PathLike,
     instances_json: str | os.PathLike | None = None,
     source: str = "",
-    prepare: Callable[[], None] | None = None,
+    prepare: Callable[[], None] = lambda: None,
 ) -> None:
     """The same for panoptic segments. instances_json: the same images' things, for the scores of instances."""
-    if name in DatasetCatalog.list():
-        return
     metadata = panoptic_metadata(categories)
     things, classes = metadata["thing_dataset_id_to_contiguous_id"], metadata["stuff_dataset_id_to_contiguous_id"]
-    load = partial(load_panoptic, name, panoptic_json, panoptic_root, image_root, things, classes, source)
-    DatasetCatalog.register(name, partial(_prepare_and_load, prepare, load))
-    MetadataCatalog.get(name).set(
-        panoptic_json=panoptic_json,
-        panoptic_root=panoptic_root,
-        image_root=image_root,
-        json_file=instances_json,
-        evaluator_type="coco_panoptic_seg",
-        **metadata,
-    )
+
+    def load() -> list[dict]:
+        prepare()
+        return load_panoptic(name, panoptic_json, panoptic_root, image_root, things, classes, source)
+
+    if name not in DatasetCatalog.list():
+        DatasetCatalog.register(name, load)
+        MetadataCatalog.get(name).set(
+            panoptic_json=panoptic_json,
+            panoptic_root=panoptic_root,
+            image_root=image_root,
+            json_file=instances_json,
+            evaluator_type="coco_panoptic_seg",
+            **metadata,
+        )

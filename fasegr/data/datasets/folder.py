@@ -1,9 +1,6 @@
-"""Datasets that are folders: images here, label maps there, a text file of classes; all of it named in the config.
+"""Datasets of semantic segmentation: a folder of images, a folder of label maps and a text file of classes.
 
-    ROOT/images/train/a.jpg    ROOT/annotations/train/a.png    (and so on; folders inside are kept)
-
-Splits become the names NAME_train, NAME_val, ... What lies on disk is looked at when a dataset is first asked for, so a
-config can be loaded, and a model built, where the data is not.
+ROOT/images/train/a.jpg    ROOT/annotations/train/a.png    (subfolders are searched too)
 """
 
 import os
@@ -14,19 +11,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fasegr.d2 import DatasetCatalog, MetadataCatalog
+from fasegr.data.datasets.root import where_datasets_are
 from fasegr.data.image_io import BadFile, check_label_size, image_size, label_size
 
 __all__ = [
     "ClassList",
-    "datasets_root",
     "find_pairs",
     "load_folder",
     "load_images",
     "read_classes",
     "read_records",
     "register_folder",
-    "register_from_config",
-    "where_datasets_are",
+    "register_public",
 ]
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -35,23 +31,10 @@ _NAMED = 3  # how many files an error names before it counts the rest
 
 
 class ClassList(NamedTuple):
-    """names[i] is what label i means; colours[i] its (r, g, b) of 0..255. `colours` is empty where the file has
-    none."""
+    """names[i] is what label i means; colours[i] its (r, g, b) of 0..255. `colours` is empty if the file has none."""
 
     names: list[str]
     colours: list[tuple[int, int, int]]
-
-
-def datasets_root() -> Path:
-    """Where datasets are kept: $DETECTRON2_DATASETS, or `datasets` in the working directory."""
-    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
-
-
-def where_datasets_are() -> str:
-    """For messages: what DETECTRON2_DATASETS is, and what it should be."""
-    variable = os.environ.get("DETECTRON2_DATASETS")
-    state = f"is {variable}" if variable else "is not set, so ./datasets is used"
-    return f"DETECTRON2_DATASETS {state}; set it to the directory that holds the datasets"
 
 
 def read_classes(path: str | Path) -> ClassList:
@@ -60,8 +43,8 @@ def read_classes(path: str | Path) -> ClassList:
         road, 128 64 128
         sky, 70 130 180
 
-    Empty lines and lines that start with # say nothing. Colours are for all classes or for none. Raises BadFile with
-    the number of the line.
+    Empty lines and lines that start with # are skipped. All classes have colours, or none. Raises BadFile with the
+    number of the line.
     """
     path = Path(path)
     if not path.is_file():
@@ -83,7 +66,7 @@ def read_classes(path: str | Path) -> ClassList:
                 "also red, green and blue of 0..255, such as `road, 128 64 128`"
             )
         if name in names:
-            raise BadFile(f"{path}, line {number}: {name!r} is there already; give each class a name of its own")
+            raise BadFile(f"{path}, line {number}: {name!r} is there already; names must be different")
         names.append(name)
         colours += [levels] if levels else []
     if not names:
@@ -94,8 +77,7 @@ def read_classes(path: str | Path) -> ClassList:
 
 
 def _files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    """Files anywhere below `folder`, by their relative path without suffix. Hidden files and folders are passed
-    over."""
+    """Files anywhere below `folder`, by their relative path without suffix. Hidden files and folders are skipped."""
     files: dict[str, Path] = {}
     for directory, inner, names in os.walk(folder, followlinks=True):
         inner[:] = sorted(name for name in inner if not name.startswith("."))
@@ -117,8 +99,8 @@ def _some(names: list[str]) -> str:
 def find_pairs(name: str, image_dir: str | Path, label_dir: str | Path) -> list[tuple[Path, Path]]:
     """Each image of `image_dir` with its label map, a PNG of the same relative path in `label_dir`, in order of names.
 
-    Raises FileNotFoundError for a folder that is not there, BadFile where one is empty or either side has a file
-    without its counterpart; `name` is the dataset that the message is about.
+    Raises FileNotFoundError for a missing folder, BadFile if one is empty or either has a file without its counterpart.
+    name: of the dataset, for the message.
     """
     image_dir, label_dir = Path(image_dir), Path(label_dir)
     missing = [str(folder) for folder in (image_dir, label_dir) if not folder.is_dir()]
@@ -128,22 +110,23 @@ def find_pairs(name: str, image_dir: str | Path, label_dir: str | Path) -> list[
             "or correct DATASETS.FOLDER"
         )
     if image_dir.resolve() == label_dir.resolve():
-        raise BadFile(f"dataset {name}: images and label maps are both in {image_dir}; give each a folder of its own")
+        raise BadFile(f"dataset {name}: images and label maps are both in {image_dir}; they need a folder each")
     images = _files_by_stem(image_dir, IMAGE_SUFFIXES)
     labels = _files_by_stem(label_dir, (".png",))
     if not images:
         raise BadFile(f"dataset {name}: no image in {image_dir}; looked for {', '.join(IMAGE_SUFFIXES)}")
-    alone = [str(path.relative_to(image_dir)) for stem, path in images.items() if stem not in labels]
-    if alone:
+    unpaired = [str(path.relative_to(image_dir)) for stem, path in images.items() if stem not in labels]
+    if unpaired:
         raise BadFile(
-            f"dataset {name}: {len(alone)} of {len(images)} images have no label map in {label_dir}: {_some(alone)}; "
-            f"expected {Path(alone[0]).with_suffix('.png')} and so on. Add them or take the images away"
+            f"dataset {name}: {len(unpaired)} of {len(images)} images have no label map in {label_dir}: "
+            f"{_some(unpaired)}; expected {Path(unpaired[0]).with_suffix('.png')} and so on. Add them or remove the "
+            "images"
         )
-    alone = [str(path.relative_to(label_dir)) for stem, path in labels.items() if stem not in images]
-    if alone:
+    unpaired = [str(path.relative_to(label_dir)) for stem, path in labels.items() if stem not in images]
+    if unpaired:
         raise BadFile(
-            f"dataset {name}: {len(alone)} of {len(labels)} label maps have no image in {image_dir}: {_some(alone)}; "
-            "add the images or take the label maps away"
+            f"dataset {name}: {len(unpaired)} of {len(labels)} label maps have no image in {image_dir}: "
+            f"{_some(unpaired)}; add the images or remove the label maps"
         )
     return [(path, labels[stem]) for stem, path in images.items()]
 
@@ -159,10 +142,10 @@ def _record(pair: tuple[Path, Path | None]) -> dict:
 
 
 def read_records(pairs: list[tuple[Path, Path | None]]) -> list[dict]:
-    """Records in detectron2's form of images and their label maps (None: it has none), from the headers of the files,
-    which must be readable and agree in size.
+    """detectron2's records of images and their label maps (or None), from the headers of the files.
 
-    Each is {"file_name", "sem_seg_file_name", "height", "width"}. Raises BadFile for a single file.
+    Each is {"file_name", "sem_seg_file_name", "height", "width"}. Raises BadFile for a file that cannot be read, or a
+    label map of another size than its image.
     """
     with ThreadPoolExecutor(8) as pool:  # waits for the disk, not for the processor
         return list(pool.map(_record, pairs, chunksize=64))
@@ -174,7 +157,7 @@ def load_folder(name: str, image_dir: str | Path, label_dir: str | Path) -> list
 
 
 def load_images(name: str, image_dir: str | Path) -> list[dict]:
-    """Records of images without label maps: what a benchmark keeps the truth of, or what is only to be segmented."""
+    """Records of images without label maps: test images of a benchmark, or images that are only to be segmented."""
     images = _files_by_stem(Path(image_dir), IMAGE_SUFFIXES)
     if not images:
         raise FileNotFoundError(f"dataset {name}: no image in {image_dir} (from {Path.cwd()}). {where_datasets_are()}")
@@ -184,56 +167,37 @@ def load_images(name: str, image_dir: str | Path) -> list[dict]:
 def register_folder(
     name: str, load: Callable[[], list[dict]], classes: ClassList, ignore_label: int = 255, **metadata: Any
 ) -> None:
-    """Adds a dataset to the catalogs under `name`; `load` returns its records when they are first asked for.
-    `metadata` is kept with the classes.
-
-    Again under the same name, it replaces what an earlier call registered, and raises ValueError where somebody else
-    did.
-    """
+    """Adds a dataset to the catalogs, unless the name is taken; `load` returns its records when they are first asked
+    for. metadata: kept with the classes."""
     if name in DatasetCatalog.list():
-        if getattr(MetadataCatalog.get(name), "registered_by", None) != __name__:
-            raise ValueError(f"DATASETS.FOLDER: another dataset is registered as {name} already; choose another NAME")
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+        return
     DatasetCatalog.register(name, load)
     MetadataCatalog.get(name).set(
         stuff_classes=list(classes.names),
         ignore_label=ignore_label,
-        registered_by=__name__,
         **({"stuff_colors": list(classes.colours)} if classes.colours else {}),
         **{"evaluator_type": "sem_seg", **metadata},
     )
 
 
-def register_from_config(cfg) -> list[str]:
-    """Registers the dataset that cfg.DATASETS.FOLDER describes, if it does; returns the names, one for each split."""
-    folder = cfg.DATASETS.FOLDER
-    if not folder.NAME:
-        return []
-    if not folder.CLASSES:
-        raise ValueError(
-            "DATASETS.FOLDER.CLASSES is empty; it must name a text file with one class a line, in order of the labels"
-        )
-    for key in ("IMAGES", "LABELS"):
-        if len(folder.SPLITS) > 1 and "{split}" not in folder[key]:
-            raise ValueError(
-                f"DATASETS.FOLDER.{key} is {folder[key]!r} for the splits {', '.join(folder.SPLITS)}; "
-                "it must contain {split}, which stands for the name of the split"
-            )
-    classes = read_classes(folder.CLASSES)
-    if not 0 <= folder.IGNORE_LABEL <= 65535 or len(classes.names) > folder.IGNORE_LABEL:
-        raise ValueError(
-            f"DATASETS.FOLDER.IGNORE_LABEL is {folder.IGNORE_LABEL}; it must be in 0..65535 (255 is usual) "
-            f"and not one of the {len(classes.names)} classes of {folder.CLASSES}"
-        )
-    names = []
-    for split in folder.SPLITS:
-        name = f"{folder.NAME}_{split}"
+def register_public(
+    name: str,
+    load: Callable[[], list[dict]],
+    classes: ClassList,
+    submission_ids: list[int],
+    evaluator_type: str = "sem_seg",
+) -> None:
+    """Adds a public dataset as `register_folder` does. If the name is taken, by detectron2 for instance, the dataset
+    stays as it is, and only gets the colours and `submission_ids` if it has none.
 
-        def load(name: str = name, split: str = split) -> list[dict]:
-            root = datasets_root() / Path(folder.ROOT).expanduser()  # looked up at the time of use
-            return load_folder(name, *(root / folder[key].replace("{split}", split) for key in ("IMAGES", "LABELS")))
-
-        register_folder(name, load, classes, folder.IGNORE_LABEL)
-        names.append(name)
-    return names
+    submission_ids: for each class, the value that the benchmark's server expects in submitted files.
+    """
+    register_folder(name, load, classes, evaluator_type=evaluator_type, submission_ids=submission_ids)
+    metadata = MetadataCatalog.get(name)
+    if len(metadata.get("stuff_classes", ())) != len(classes.names):
+        return  # another dataset of this name
+    # Lists, in which Mask2Former sets the same colours: a catalog refuses to change a value.
+    colours = [list(colour) for colour in classes.colours]
+    for key, value in (("stuff_colors", colours), ("submission_ids", submission_ids)):
+        if metadata.get(key) is None:
+            metadata.set(**{key: value})

@@ -8,7 +8,6 @@ from PIL import Image
 
 from fasegr.d2 import DatasetCatalog, MetadataCatalog
 from fasegr.data.datasets.coco_json import (
-    BelowRoot,
     Category,
     categories_from_json,
     instance_metadata,
@@ -19,6 +18,7 @@ from fasegr.data.datasets.coco_json import (
     register_instances,
     register_panoptic,
 )
+from fasegr.data.datasets.root import DatasetPath
 from fasegr.data.image_io import BadFile
 
 pytestmark = pytest.mark.usefixtures("catalogs")
@@ -173,7 +173,7 @@ def test_bad_files_are_named(dataset, tmp_path):
     with pytest.raises(BadFile, match="lists no images"):
         instances(dataset([], images=[]))
     path.write_text("[1, 2")
-    with pytest.raises(BadFile, match=r"annotations\.json is no JSON that can be read"):
+    with pytest.raises(BadFile, match=r"annotations\.json is not valid JSON"):
         instances(path)
 
 
@@ -197,14 +197,14 @@ def test_registration(dataset, monkeypatch):
     root = dataset([annotation(1, 7)]).parent
     monkeypatch.setenv("DETECTRON2_DATASETS", str(root / "elsewhere"))
     made = []
-    files = {"json_file": BelowRoot("annotations.json"), "image_root": BelowRoot("images")}
+    files = {"json_file": DatasetPath("annotations.json"), "image_root": DatasetPath("images")}
     for _ in range(2):
         register_instances("my_things", CATEGORIES, prepare=lambda: made.append(1), **files)
         register_panoptic(
             "my_segments",
             CATEGORIES,
             files["json_file"],
-            BelowRoot("segments"),
+            DatasetPath("segments"),
             files["image_root"],
             files["json_file"],
         )
@@ -220,12 +220,12 @@ def test_registration(dataset, monkeypatch):
 
 
 def test_paths_follow_the_environment(monkeypatch, tmp_path):
-    path = BelowRoot("coco/a.json")
+    path = DatasetPath("coco/a.json")
     for folder in ("one", "two"):
         monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / folder))
         assert os.fspath(path) == str(path) == str(tmp_path / folder / "coco" / "a.json")
-    assert path == BelowRoot("coco/a.json")
-    assert os.fspath(BelowRoot(str(tmp_path / "b.json"))) == str(tmp_path / "b.json")
+    assert path == DatasetPath("coco/a.json")
+    assert os.fspath(DatasetPath(str(tmp_path / "b.json"))) == str(tmp_path / "b.json")
 
 
 def test_categories_from_text(tmp_path):
@@ -248,7 +248,7 @@ def test_categories_from_json(tmp_path):
         with pytest.raises(BadFile, match=r"categories\.json: cannot be read as categories"):
             categories_from_json(tmp_path / "categories.json")
     (tmp_path / "categories.json").write_text('[{"id": 1, "name": "cat"}, {"id": 1, "name": "dog"}]')
-    with pytest.raises(BadFile, match="has 2 categories; expected one or more, each with an id of its own"):
+    with pytest.raises(BadFile, match="has 2 categories; expected one or more with different ids"):
         categories_from_json(tmp_path / "categories.json")
     with pytest.raises(FileNotFoundError, match="there is no such list of categories"):
         categories_from_json(tmp_path / "none.json")

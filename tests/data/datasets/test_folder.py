@@ -1,7 +1,4 @@
-import os
-import re
 import shutil
-import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -9,19 +6,10 @@ import pytest
 from PIL import Image
 
 from fasegr.d2 import DatasetCatalog, MetadataCatalog
-from fasegr.data.datasets.folder import find_pairs, load_folder, read_classes, register_from_config
+from fasegr.data.datasets.folder import ClassList, find_pairs, load_folder, read_classes, register_public
 from fasegr.data.image_io import BadFile
 
 pytestmark = pytest.mark.usefixtures("catalogs")
-
-
-@pytest.fixture
-def folder_cfg(cfg, make_folder):
-    root = make_folder()
-    cfg.DATASETS.FOLDER.NAME = "mine"
-    cfg.DATASETS.FOLDER.ROOT = str(root)
-    cfg.DATASETS.FOLDER.CLASSES = str(root / "classes.txt")
-    return cfg
 
 
 # classes
@@ -166,107 +154,33 @@ def test_unreadable_and_wrongly_sized_files_are_named(make_folder):
 
 # registration
 
-
-def test_nothing_to_register(cfg):
-    before = DatasetCatalog.list()
-    assert register_from_config(cfg) == []
-    assert DatasetCatalog.list() == before
+NAME = "test_public"
+CLASSES = ClassList(["sky", "road"], [(1, 2, 3), (4, 5, 6)])
 
 
-def test_registration(folder_cfg):
-    assert register_from_config(folder_cfg) == ["mine_train", "mine_val"]
-    assert len(DatasetCatalog.get("mine_train")) == 5 and len(DatasetCatalog.get("mine_val")) == 2
-    meta = MetadataCatalog.get("mine_val")
-    assert meta.stuff_classes == ["one", "two", "three"]
-    assert meta.ignore_label == 255 and meta.evaluator_type == "sem_seg"
-    assert getattr(meta, "stuff_colors", None) is None
+def test_a_new_public_dataset():
+    register_public(NAME, lambda: [1], CLASSES, [7, 8], "some_kind")
+    meta = MetadataCatalog.get(NAME)
+    assert DatasetCatalog.get(NAME) == [1]
+    assert (meta.stuff_classes, meta.stuff_colors) == (CLASSES.names, CLASSES.colours)
+    assert (meta.ignore_label, meta.evaluator_type, meta.submission_ids) == (255, "some_kind", [7, 8])
 
 
-def test_registration_again_takes_the_later_config(folder_cfg, make_folder, tmp_path):
-    register_from_config(folder_cfg)
-    register_from_config(folder_cfg)
-    other = make_folder({"train": 1, "val": 1}, tmp_path / "other", "a, 1 2 3\nb, 4 5 6\nc, 7 8 9\n")
-    folder_cfg.DATASETS.FOLDER.ROOT = str(other)
-    folder_cfg.DATASETS.FOLDER.CLASSES = str(other / "classes.txt")
-    register_from_config(folder_cfg)
-    assert len(DatasetCatalog.get("mine_train")) == 1
-    assert MetadataCatalog.get("mine_train").stuff_colors == [(1, 2, 3), (4, 5, 6), (7, 8, 9)]
+def test_a_registered_dataset_is_completed():
+    """detectron2 knows neither the colours nor what the servers want."""
+    DatasetCatalog.register(NAME, list)
+    MetadataCatalog.get(NAME).set(stuff_classes=["sky ", "road"], evaluator_type="theirs")
+    for _ in range(2):
+        register_public(NAME, lambda: [1], CLASSES, [7, 8])
+    meta = MetadataCatalog.get(NAME)
+    assert DatasetCatalog.get(NAME) == []
+    assert (meta.stuff_classes, meta.evaluator_type, meta.submission_ids) == (["sky ", "road"], "theirs", [7, 8])
+    meta.set(stuff_colors=[[1, 2, 3], [4, 5, 6]])  # as Mask2Former does when it is imported; another value is an error
 
 
-def test_names_of_others_are_left_alone(folder_cfg):
-    DatasetCatalog.register("mine_train", list)
-    with pytest.raises(ValueError, match="another dataset is registered as mine_train"):
-        register_from_config(folder_cfg)
-    assert DatasetCatalog.get("mine_train") == []
-
-
-def test_data_is_looked_for_when_asked_for(folder_cfg, monkeypatch, tmp_path, make_folder):
-    folder_cfg.DATASETS.FOLDER.ROOT = "sub/mine"
-    register_from_config(folder_cfg)
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
-    with pytest.raises(FileNotFoundError, match=str(tmp_path / "data/sub/mine/images/train")):
-        DatasetCatalog.get("mine_train")
-    make_folder(root=tmp_path / "data/sub/mine")
-    assert len(DatasetCatalog.get("mine_train")) == 5
-
-
-def test_other_layouts(folder_cfg, make_folder):
-    root = Path(folder_cfg.DATASETS.FOLDER.ROOT)
-    (root / "train").mkdir()
-    os.rename(root / "images/train", root / "train/rgb")
-    os.rename(root / "annotations/train", root / "train/labels")
-    folder_cfg.DATASETS.FOLDER.IMAGES = "{split}/rgb"
-    folder_cfg.DATASETS.FOLDER.LABELS = "{split}/labels"
-    folder_cfg.DATASETS.FOLDER.SPLITS = ["train"]
-    assert register_from_config(folder_cfg) == ["mine_train"]
-    assert len(DatasetCatalog.get("mine_train")) == 5
-
-
-def test_contradicting_settings(folder_cfg):
-    folder = folder_cfg.DATASETS.FOLDER
-    folder.LABELS = "labels"
-    with pytest.raises(ValueError, match=r"LABELS is 'labels' for the splits train, val; it must contain \{split\}"):
-        register_from_config(folder_cfg)
-    folder.LABELS = "annotations/{split}"
-    folder.IGNORE_LABEL = 2
-    with pytest.raises(ValueError, match="IGNORE_LABEL is 2"):
-        register_from_config(folder_cfg)
-    folder.CLASSES = ""
-    with pytest.raises(ValueError, match="CLASSES is empty"):
-        register_from_config(folder_cfg)
-
-
-def test_worked_example_of_the_readme(tmp_path, make_folder, monkeypatch):
-    from fasegr import load_cfg
-
-    repository = Path(__file__).parents[3]
-    text = (repository / "datasets" / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^    # (configs/garden/\S+)\n((?:    .*\n)+)", text, flags=re.MULTILINE)
-    assert [name for name, _ in blocks] == ["configs/garden/classes.txt", "configs/garden/faseg_r50.yaml"]
-    shutil.copytree(repository / "configs" / "camvid", tmp_path / "configs" / "camvid")
-    for name, block in blocks:
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(textwrap.dedent(block))
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    make_folder(root=tmp_path / "garden")
-    cfg = load_cfg(tmp_path / "configs/garden/faseg_r50.yaml", ["MODEL.DEVICE", "cpu"])
-    assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 4
-    assert cfg.DATASETS.TRAIN == ("garden_train",)
-    assert len(DatasetCatalog.get("garden_train")) == 5
-    assert MetadataCatalog.get("garden_val").stuff_classes == ["lawn", "path", "water", "plant"]
-
-
-# real photographs, where they are at hand
-
-
-def test_camvid(camvid, cfg):
-    root, classes = camvid
-    cfg.DATASETS.FOLDER.NAME = "camvid_under_test"
-    cfg.DATASETS.FOLDER.ROOT = str(root)
-    cfg.DATASETS.FOLDER.CLASSES = str(classes)
-    names = register_from_config(cfg)
-    records = [DatasetCatalog.get(name) for name in names]
-    assert [len(split) for split in records] == [367, 101]
-    assert {(record["height"], record["width"]) for split in records for record in split} == {(360, 480)}
-    assert len(MetadataCatalog.get(names[0]).stuff_classes) == len(MetadataCatalog.get(names[0]).stuff_colors) == 11
+def test_a_dataset_with_other_classes_is_not():
+    DatasetCatalog.register(NAME, list)
+    MetadataCatalog.get(NAME).set(stuff_classes=["all"], stuff_colors=[(0, 0, 0)])
+    register_public(NAME, lambda: [1], CLASSES, [7, 8])
+    assert MetadataCatalog.get(NAME).stuff_colors == [(0, 0, 0)]
+    assert MetadataCatalog.get(NAME).get("submission_ids") is None

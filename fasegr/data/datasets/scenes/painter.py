@@ -1,4 +1,4 @@
-"""Painting of landscapes with a class for every pixel: a data set that needs no download.
+"""Painting landscapes with a class for every pixel: a dataset that needs no download.
 
 A scene is drawn back to front, sky first, each thing by a signed distance: negative inside, positive outside, in
 units in which the picture is 128 high. The distance gives soft edges to the image and hard ones to the labels, at any
@@ -15,21 +15,17 @@ import numpy as np
 
 __all__ = ["CLASSES", "COLOURS", "THINGS", "Scene", "paint_scene"]
 
+
+def _colours(text: str) -> list[tuple[int, int, int]]:
+    """'255 0 0, 0 255 0' as [(255, 0, 0), (0, 255, 0)]."""
+    return [tuple(map(int, colour.split())) for colour in text.split(",")]
+
+
 CLASSES = ["sky", "mountain", "grass", "water", "road", "house", "tree", "fence", "car", "balloon", "sun", "bird"]
-COLOURS = [
-    (126, 178, 221),
-    (136, 122, 140),
-    (142, 190, 92),
-    (44, 110, 170),
-    (92, 88, 96),
-    (222, 132, 84),
-    (38, 104, 66),
-    (240, 226, 190),
-    (206, 48, 66),
-    (186, 86, 186),
-    (250, 206, 60),
-    (28, 26, 40),
-]
+COLOURS = _colours(
+    "126 178 221, 136 122 140, 142 190 92, 44 110 170, 92 88 96, 222 132 84, 38 104 66, "
+    "240 226 190, 206 48 66, 186 86 186, 250 206 60, 28 26 40"
+)
 SKY, MOUNTAIN, GRASS, WATER, ROAD, HOUSE, TREE, FENCE, CAR, BALLOON, SUN, BIRD = range(len(CLASSES))
 THINGS = (HOUSE, TREE, CAR, BALLOON, SUN, BIRD)  # classes of which single ones can be told apart and counted
 
@@ -72,6 +68,11 @@ SEASONS = (  # grass: light, dark; leaves: light, dark
     ((206, 192, 128), (166, 148, 92), (120, 138, 74), (62, 86, 46)),  # dry
     ((240, 244, 248), (204, 216, 230), (150, 172, 170), (58, 88, 84)),  # snow
 )
+PAINTS = _colours(
+    "206 42 48, 240 240 240, 44 92 178, 246 190 40, 36 128 92, 232 116 40, 118 60 142, 56 60 70, 110 190 210"
+)
+WALLS = _colours("236 224 200, 206 170 128, 176 92 72, 222 206 146, 178 196 206, 244 244 240, 150 122 98")
+ROOFS = _colours("166 74 52, 96 84 84, 70 78 98, 132 98 66, 128 44 44")
 
 
 def rgb(red: float, green: float, blue: float) -> np.ndarray:
@@ -107,42 +108,6 @@ class Dice:
     def colour(self, base: tuple[int, int, int], spread: float = 16) -> np.ndarray:
         """`base` (0..255) with each channel moved by up to `spread`; result (3, 1, 1) of 0..1."""
         return rgb(*(min(255.0, max(0.0, c + self.between(-spread, spread))) / 255 for c in base))
-
-
-# shapes: signed distances from coordinates x and y (arrays that broadcast)
-
-
-def disc(x, y, centre_x, centre_y, radius):
-    return np.sqrt((x - centre_x) * (x - centre_x) + (y - centre_y) * (y - centre_y)) - radius
-
-
-def ellipse(x, y, centre_x, centre_y, radius_x, radius_y):
-    """Exact on the outline, and near it when the ellipse is not too flat."""
-    u, v = (x - centre_x) / radius_x, (y - centre_y) / radius_y
-    return (np.sqrt(u * u + v * v) - 1) * min(radius_x, radius_y)
-
-
-def box(x, y, left, top, right, bottom):
-    return np.maximum(np.maximum(left - x, x - right), np.maximum(top - y, y - bottom))
-
-
-def rod(x, y, start, end, radius, end_radius=None):
-    """A line from `start` to `end`, `radius` thick to each side, tapering to `end_radius`."""
-    along_x, along_y = end[0] - start[0], end[1] - start[1]
-    share = ((x - start[0]) * along_x + (y - start[1]) * along_y) / (along_x * along_x + along_y * along_y)
-    share = np.clip(share, 0, 1)
-    thickness = radius if end_radius is None else radius + (end_radius - radius) * share
-    return disc(x, y, start[0] + share * along_x, start[1] + share * along_y, 0) - thickness
-
-
-def polygon(x, y, *corners):
-    """Convex, corners in clockwise order as seen on the screen."""
-    distance = None
-    for (x0, y0), (x1, y1) in zip(corners, corners[1:] + corners[:1], strict=True):
-        across, down = x1 - x0, y1 - y0
-        edge = ((x - x0) * down - (y - y0) * across) / float(np.sqrt(across * across + down * down))
-        distance = edge if distance is None else np.maximum(distance, edge)
-    return distance
 
 
 def smooth(x, low: float, high: float):
@@ -186,8 +151,65 @@ def mix(first, second, share):
     return first + (second - first) * share
 
 
-class Painter:
-    """A picture being painted."""
+class Window:
+    """A rectangle of a landscape: what is painted in it costs no more than its area.
+
+    Shapes are signed distances, (H, W), from the window's coordinates x (1, W) and y (H, 1).
+    """
+
+    def __init__(self, scene: "Landscape", rows: slice, columns: slice):
+        self.thing = scene.thing
+        self.per_unit = scene.per_unit
+        self.table = scene.table
+        self.x, self.y = scene.x[:, columns], scene.y[rows]
+        self.image, self.labels = scene.image[:, rows, columns], scene.labels[rows, columns]
+        self.objects = scene.objects[rows, columns]
+
+    def disc(self, centre_x, centre_y, radius):
+        x, y = self.x - centre_x, self.y - centre_y
+        return np.sqrt(x * x + y * y) - radius
+
+    def ellipse(self, centre_x, centre_y, radius_x, radius_y):
+        """Exact on the outline, and close to it when the ellipse is not too flat."""
+        u, v = (self.x - centre_x) / radius_x, (self.y - centre_y) / radius_y
+        return (np.sqrt(u * u + v * v) - 1) * min(radius_x, radius_y)
+
+    def box(self, left, top, right, bottom):
+        return np.maximum(np.maximum(left - self.x, self.x - right), np.maximum(top - self.y, self.y - bottom))
+
+    def rod(self, start, end, radius, end_radius=None):
+        """A line from `start` to `end`, `radius` thick to each side, tapering to `end_radius`."""
+        along_x, along_y = end[0] - start[0], end[1] - start[1]
+        share = (self.x - start[0]) * along_x + (self.y - start[1]) * along_y
+        share = np.clip(share / (along_x * along_x + along_y * along_y), 0, 1)
+        thickness = radius if end_radius is None else radius + (end_radius - radius) * share
+        return self.disc(start[0] + share * along_x, start[1] + share * along_y, 0) - thickness
+
+    def polygon(self, *corners):
+        """Convex, corners in clockwise order as seen on the screen."""
+        distance = None
+        for (x0, y0), (x1, y1) in zip(corners, corners[1:] + corners[:1], strict=True):
+            across, down = x1 - x0, y1 - y0
+            edge = (self.x - x0) * down - (self.y - y0) * across
+            edge = edge / float(np.sqrt(across * across + down * down))
+            distance = edge if distance is None else np.maximum(distance, edge)
+        return distance
+
+    def grain(self, size: float, octaves: int = 2, stretch: float = 1.0):
+        """Noise with features of `size` units, `stretch` times as wide as high."""
+        return fractal(self.table, self.x / (size * stretch) + 11.7, self.y / size + 5.9, octaves)
+
+    def paint(self, distance, colour, label: int | None = None, opacity=1.0) -> None:
+        """Cover what has `distance` < 0 with `colour` ((3, 1, 1) or (3, H, W)), and with `label` if there is one."""
+        cover = np.minimum(np.maximum(0.5 - distance * self.per_unit, 0), 1) * opacity
+        self.image += (colour - self.image) * cover
+        if label is not None:
+            np.copyto(self.labels, label, where=distance < 0)
+            np.copyto(self.objects, self.thing if label in THINGS else 0, where=distance < 0)
+
+
+class Landscape:
+    """One scene: light, ground and season are chosen first, then each thing is painted by its own method."""
 
     def __init__(self, dice: Dice, height: int, width: int):
         self.dice = dice
@@ -200,65 +222,30 @@ class Painter:
         self.objects = np.zeros((height, width), dtype=np.uint8)
         self.thing = 0  # the number of what is being painted
         self.table = dice.table(64, 64)
+        mood, other, share = dice.pick(MOODS), dice.pick(MOODS[:-1]), dice.between(0, 0.3)
+        self.night = mood is MOODS[-1]
+        blended = (mix(dice.colour(a, 12), dice.colour(b, 12), share) for a, b in zip(mood, other, strict=True))
+        self.zenith, self.low_sky, self.cloud, self.cloud_shade, self.light, self.sun_colour = blended
+        self.season = dice.pick(SEASONS)
+        self.snow = self.season is SEASONS[-1]
+        self.horizon = dice.between(44, 70)
+        self.shore = self.horizon + 1  # nothing stands, and no road starts, above
+        self.sun_x, self.sun_y = dice.between(8, self.width - 8), dice.between(9, self.horizon - 10)
+        self.lit_from_left = self.sun_x < self.width / 2
 
-    def window(self, left: float, top: float, right: float, bottom: float) -> "Window":
-        """The part of the picture to paint something in that reaches from `left` to `right`, `top` to `bottom`."""
+    def window(self, left: float, top: float, right: float, bottom: float) -> Window:
+        """The part of the picture from `left` to `right` and `top` to `bottom`, with room for soft edges."""
         margin = 2 / self.per_unit
 
         def limits(low: float, high: float, size: int) -> slice:
             start = max(0, int((low - margin) * self.per_unit))
             return slice(start, max(start, min(size, int((high + margin) * self.per_unit) + 1)))
 
-        rows, columns = limits(top, bottom, len(self.y)), limits(left, right, self.x.shape[1])
-        return Window(self, rows, columns)
+        return Window(self, limits(top, bottom, len(self.y)), limits(left, right, self.x.shape[1]))
 
-    def across(self, top: float, bottom: float = HEIGHT) -> "Window":
+    def across(self, top: float, bottom: float = HEIGHT) -> Window:
         """The same over the whole width."""
         return self.window(0, top, self.width, bottom)
-
-
-class Window:
-    """A rectangle of a painter's picture: what is painted in it costs no more than its area."""
-
-    def __init__(self, painter: Painter, rows: slice, columns: slice):
-        self.thing = painter.thing
-        self.per_unit = painter.per_unit
-        self.table = painter.table
-        self.x, self.y = painter.x[:, columns], painter.y[rows]
-        self.image, self.labels = painter.image[:, rows, columns], painter.labels[rows, columns]
-        self.objects = painter.objects[rows, columns]
-
-    def paint(self, distance, colour, label: int | None = None, opacity=1.0) -> None:
-        """Covers where `distance` < 0 with `colour` ((3, 1, 1) or (3, H, W)); the labels too, where `label` is
-        given."""
-        cover = np.minimum(np.maximum(0.5 - distance * self.per_unit, 0), 1) * opacity
-        self.image += (colour - self.image) * cover
-        if label is not None:
-            np.copyto(self.labels, label, where=distance < 0)
-            np.copyto(self.objects, self.thing if label in THINGS else 0, where=distance < 0)
-
-    def grain(self, size: float, octaves: int = 2, stretch: float = 1.0):
-        """Noise with features of `size` units, `stretch` times as wide as high."""
-        return fractal(self.table, self.x / (size * stretch) + 11.7, self.y / size + 5.9, octaves)
-
-
-class Landscape:
-    """One scene: light, ground and season are settled first, then each thing is painted by a method of its own."""
-
-    def __init__(self, painter: Painter):
-        self.painter = painter
-        dice = self.dice = painter.dice
-        self.width = painter.width
-        mood, other, share = dice.pick(MOODS), dice.pick(MOODS[:-1]), dice.between(0, 0.3)
-        self.night = mood is MOODS[-1]
-        blended = (mix(dice.colour(a, 12), dice.colour(b, 12), share) for a, b in zip(mood, other, strict=True))
-        self.zenith, self.low_sky, self.cloud, self.cloud_shade, self.light, self.sun_colour = blended
-        season = dice.pick(SEASONS)
-        self.snow = season is SEASONS[-1]
-        self.season = season
-        self.horizon = dice.between(44, 70)
-        self.sun_x, self.sun_y = dice.between(8, self.width - 8), dice.between(9, self.horizon - 10)
-        self.lit_from_left = self.sun_x < self.width / 2
 
     # helpers
 
@@ -276,36 +263,36 @@ class Landscape:
     def curve(self, size: float, octaves: int = 3):
         """Random heights over x, (1, W), in 0..1; with features of `size` units."""
         offset, row = self.dice.between(0, 64), self.dice.between(0, 64)
-        return fractal(self.painter.table, self.painter.x / size + offset, np.full((1, 1), row), octaves)
+        return fractal(self.table, self.x / size + offset, np.full((1, 1), row), octaves)
 
     # the sky
 
     def paint_sky(self) -> None:
-        air, dice = self.painter.across(0, self.horizon), self.dice
+        air, dice = self.across(0, self.horizon), self.dice
         height = np.clip(air.y / self.horizon, 0, 1)
         colour = mix(self.zenith, self.low_sky, height * height * (1.6 - 0.6 * height))
-        glow = 1 / (1 + disc(air.x, air.y, self.sun_x, self.sun_y, 0) / dice.between(8, 18))
+        glow = 1 / (1 + air.disc(self.sun_x, self.sun_y, 0) / dice.between(8, 18))
         colour = colour + (self.sun_colour - colour) * (glow * glow * dice.between(0.4, 0.9))
         air.paint(np.full(air.labels.shape, -9.0), colour, SKY)
         if self.night:
             for _ in range(dice.whole(20, 50)):
                 x, y, radius = dice.between(0, self.width), dice.between(0, self.horizon), dice.between(0.25, 0.6)
-                star = self.painter.window(x - radius, y - radius, x + radius, y + radius)
-                star.paint(disc(star.x, star.y, x, y, radius), WHITE, opacity=dice.between(0.4, 1))
+                star = self.window(x - radius, y - radius, x + radius, y + radius)
+                star.paint(star.disc(x, y, radius), WHITE, opacity=dice.between(0.4, 1))
 
     def paint_sun(self) -> None:
         """Or the moon, at night."""
         dice, x, y = self.dice, self.sun_x, self.sun_y
         radius = dice.between(5, 10)
-        window = self.painter.window(x - 14, y - 14, x + 14, y + 14)
-        distance = disc(window.x, window.y, x, y, radius)
+        window = self.window(x - 14, y - 14, x + 14, y + 14)
+        distance = window.disc(x, y, radius)
         colour = mix(self.sun_colour, WHITE, smooth(-distance / radius, 0, 1) * 0.7)
         if self.night:
             colour = self.sun_colour * (0.78 + 0.22 * smooth(window.grain(3), 0.3, 0.6))
         window.paint(distance, colour, SUN)
 
     def paint_clouds(self) -> None:
-        air, dice = self.painter.across(0, self.horizon), self.dice
+        air, dice = self.across(0, self.horizon), self.dice
         cover = dice.between(0.42, 0.62)
         shape = fractal(air.table, air.x / 34 + dice.between(0, 64), air.y / 15 + dice.between(0, 64), 4)
         below = fractal(air.table, air.x / 34 + 3.1, air.y / 15 + 9.7, 3)
@@ -321,20 +308,16 @@ class Landscape:
             dice.between(radius + 1, max(radius + 2, self.horizon - radius)),
         )
         basket = y + radius * 1.9
-        window = self.painter.window(x - radius, y - radius, x + radius, basket + radius * 0.4)
+        window = self.window(x - radius, y - radius, x + radius, basket + radius * 0.4)
         for side in (-1, 1):
-            rope = rod(
-                window.x, window.y, (x + side * radius * 0.4, y + radius), (x + side * radius * 0.16, basket), 0.3
-            )
+            rope = window.rod((x + side * radius * 0.4, y + radius), (x + side * radius * 0.16, basket), 0.3)
             window.paint(rope, self.lit((70, 56, 48)), BALLOON)
         half = radius * 0.24
-        wicker = box(window.x, window.y, x - half, basket, x + half, basket + radius * 0.34)
+        wicker = window.box(x - half, basket, x + half, basket + radius * 0.34)
         window.paint(wicker, self.lit((150, 104, 60)), BALLOON)
         envelope = np.minimum(
-            disc(window.x, window.y, x, y, radius),
-            polygon(
-                window.x,
-                window.y,
+            window.disc(x, y, radius),
+            window.polygon(
                 (x - radius * 0.9, y + radius * 0.43),
                 (x + radius * 0.9, y + radius * 0.43),
                 (x + radius * 0.3, y + radius * 1.5),
@@ -351,9 +334,7 @@ class Landscape:
             stripes = np.floor((window.y - y) / (radius * dice.between(0.35, 0.6)) + 0.5)
         colour = np.where(stripes % 2 == 0, first, second)
         side = -1 if self.lit_from_left else 1
-        shade = 1.1 - 0.5 * smooth(
-            disc(window.x, window.y, x + side * radius * 0.4, y - radius * 0.4, 0), 0, radius * 2
-        )
+        shade = 1.1 - 0.5 * smooth(window.disc(x + side * radius * 0.4, y - radius * 0.4, 0), 0, radius * 2)
         window.paint(envelope, colour * shade, BALLOON)
 
     def paint_bird(self) -> None:
@@ -361,13 +342,13 @@ class Landscape:
         span, x, y = dice.between(6.5, 12), dice.between(9, self.width - 9), dice.between(6, self.horizon - 2)
         lift, tilt = dice.between(-0.1, 0.7) * span, dice.between(-0.2, 0.2) * span
         thick = span * 0.17 + 0.35
-        window = self.painter.window(x - span - 2, y - span, x + span + 2, y + span)
-        shape = ellipse(window.x, window.y, x, y + thick * 0.3, span * 0.3, thick * 1.2)
+        window = self.window(x - span - 2, y - span, x + span + 2, y + span)
+        shape = window.ellipse(x, y + thick * 0.3, span * 0.3, thick * 1.2)
         for side in (-1, 1):
             elbow = (x + side * span * 0.5, y - lift + side * tilt * 0.5)
             tip = (x + side * span, y - lift * 0.45 + side * tilt)
-            shape = np.minimum(shape, rod(window.x, window.y, (x, y), elbow, thick * 1.15, thick))
-            shape = np.minimum(shape, rod(window.x, window.y, elbow, tip, thick, thick * 0.45))
+            shape = np.minimum(shape, window.rod((x, y), elbow, thick * 1.15, thick))
+            shape = np.minimum(shape, window.rod(elbow, tip, thick, thick * 0.45))
         colour = self.lit(dice.pick(((44, 42, 54), (70, 60, 56), (244, 244, 246))), 10)
         window.paint(shape, colour, BIRD)
 
@@ -382,7 +363,7 @@ class Landscape:
             tall = dice.between(20, 42) * (1.15 - 0.45 * near)
             heights = (self.curve(dice.between(26, 44), 5) - 0.22) * tall * 1.6
             top = self.horizon + 2 - np.maximum(heights, 0.5)
-            rocks = self.painter.across(float(top.min()) - 1, self.horizon + 2)
+            rocks = self.across(float(top.min()) - 1, self.horizon + 2)
             distance = (top - rocks.y) * 0.8
             # the noise of the rock as relief: bright where it rises away from the light, dark where it falls
             sun_side = -1.6 if self.lit_from_left else 1.6
@@ -399,7 +380,7 @@ class Landscape:
         dice = self.dice
         self.ground = self.horizon - self.curve(40, 2) * dice.between(0, 9)
         farthest = self.horizon - 10
-        land = self.painter.across(farthest)
+        land = self.across(farthest)
         depth = np.maximum((land.y - farthest) / (HEIGHT - farthest), 0)
         patches = fractal(land.table, (land.x - self.width / 2) / (9 * depth + 3), 3 / (depth + 0.08), 4)
         blades = noise(land.table, land.x / 0.9, land.y / 2.2) - 0.5
@@ -414,17 +395,17 @@ class Landscape:
 
     def paint_water(self) -> None:
         """A sea up to the horizon or a lake, which reflects the sky."""
-        land, dice = self.painter.across(self.horizon), self.dice
+        land, dice = self.across(self.horizon), self.dice
         if dice.chance(0.5):
             shore = self.horizon + dice.between(10, 26)
             edge = shore + (self.curve(34, 3) - 0.5) * 14
             distance = np.maximum(self.horizon - 1.0 - land.y, (land.y - edge) * 0.9)
-            self.shore = shore + 7  # nothing stands, and no road starts, above
+            self.shore = shore + 7
         else:
             y = dice.between(self.horizon + 12, self.horizon + 34)
             x, wide = dice.between(0, self.width), dice.between(24, 58)
             wave = (fractal(land.table, land.x / 17 + 31.7, land.y / 6 + 2.9, 3) - 0.5) * 9
-            distance = ellipse(land.x, land.y, x, y, wide, wide * dice.between(0.16, 0.24)) + wave
+            distance = land.ellipse(x, y, wide, wide * dice.between(0.16, 0.24)) + wave
             distance = np.maximum(distance, self.ground + 2 - land.y)
         depth = np.clip((land.y - self.horizon) / (HEIGHT - self.horizon), 0, 1)
         ripples = fractal(land.table, land.x / (14 * depth + 3), land.y / (2.4 * depth + 0.7), 3)
@@ -438,7 +419,7 @@ class Landscape:
         land.paint(distance, mix(colour, WHITE, smooth(ripples, 0.68, 0.8) * 0.3), WATER)
 
     def paint_road(self) -> None:
-        land, dice = self.painter.across(self.shore), self.dice
+        land, dice = self.across(self.shore), self.dice
         far_x, near_x = dice.between(0.2, 0.8) * self.width, dice.between(0.1, 0.9) * self.width
         top, bend = self.shore, dice.between(-26, 26)
         share = np.clip((land.y - top) / (HEIGHT - top), 0, 1)
@@ -469,8 +450,8 @@ class Landscape:
     def shadow(self, x: float, y: float, half: float) -> None:
         """On the ground beside a thing, away from the light."""
         x += half * (0.4 if self.lit_from_left else -0.4)
-        window = self.painter.window(x - half * 1.4, y - half, x + half * 1.4, y + half)
-        distance = ellipse(window.x, window.y, x, y, half * 1.3, max(0.8, half * 0.3))
+        window = self.window(x - half * 1.4, y - half, x + half * 1.4, y + half)
+        distance = window.ellipse(x, y, half * 1.3, max(0.8, half * 0.3))
         window.paint(distance, BLACK, opacity=0.32 * smooth(-distance, -0.5, max(0.5, half * 0.2)))
 
     def paint_tree(self, x: float, y: float, size: float) -> None:
@@ -479,10 +460,10 @@ class Landscape:
         kind = dice.pick(("fir", "round", "round", "poplar"))
         reach = tall * {"fir": 0.3, "round": 0.42, "poplar": 0.17}[kind]
         self.shadow(x, y, reach * 0.8)
-        window = self.painter.window(x - reach * 1.5, y - tall * 1.1, x + reach * 1.5, y + 1)
+        window = self.window(x - reach * 1.5, y - tall * 1.1, x + reach * 1.5, y + 1)
         trunk = max(0.6, tall * 0.045)
         wood = self.lit(dice.pick(((102, 74, 52), (84, 66, 56), (206, 202, 196))), 8)
-        window.paint(rod(window.x, window.y, (x, y - trunk), (x, y - tall * 0.5), trunk, trunk * 0.6), wood, TREE)
+        window.paint(window.rod((x, y - trunk), (x, y - tall * 0.5), trunk, trunk * 0.6), wood, TREE)
         light, dark = (self.lit(c, 20) for c in self.season[2:])
         if kind == "fir":
             green = dice.between(0.2, 0.8)
@@ -493,17 +474,17 @@ class Landscape:
                 top = y - tall + tall * 0.8 * tier / (tiers + 0.6)
                 low = top + tall * 0.42
                 wide = reach * (0.45 + 0.55 * (tier + 1) / tiers)
-                part = polygon(window.x, window.y, (x - wide, low), (x, top), (x + wide, low))
+                part = window.polygon((x - wide, low), (x, top), (x + wide, low))
                 crown = part if crown is None else np.minimum(crown, part)
             crown = np.maximum(crown, window.y - (y - tall * 0.1))
         elif kind == "poplar":
-            crown = ellipse(window.x, window.y, x, y - tall * 0.56, reach, tall * 0.46)
+            crown = window.ellipse(x, y - tall * 0.56, reach, tall * 0.46)
         else:
-            crown = disc(window.x, window.y, x, y - tall * 0.62, reach * 0.8)
+            crown = window.disc(x, y - tall * 0.62, reach * 0.8)
             for _ in range(5):
                 lobe = reach * dice.between(0.4, 0.6)
                 lobe_x, lobe_y = x + dice.between(-0.62, 0.62) * reach, y - tall * dice.between(0.46, 0.82)
-                crown = np.minimum(crown, disc(window.x, window.y, lobe_x, lobe_y, lobe))
+                crown = np.minimum(crown, window.disc(lobe_x, lobe_y, lobe))
         leaves = fractal(window.table, window.x / (1.2 + 2.2 * size) + x, window.y / (1.2 + 2.2 * size) + y, 3)
         crown = crown + (leaves - 0.5) * min(2.4, reach * 0.3)  # a ragged outline
         side = (window.x - x) / reach * (-1 if self.lit_from_left else 1) - (window.y - (y - tall * 0.55)) / tall
@@ -522,7 +503,7 @@ class Landscape:
         corner, far = (right, right + side) if away > 0 else (left, left - side)
         rise = side * 0.06  # the long wall runs towards the horizon
         self.shadow(x, y, (front + side) * 0.5)
-        window = self.painter.window(min(left, far) - 4, y - ridge - 4, max(right, far) + 4, y + 2)
+        window = self.window(min(left, far) - 4, y - ridge - 4, max(right, far) + 4, y + 2)
         wall = self.lit(dice.pick(WALLS), 14)
         roof = self.lit(dice.pick(ROOFS), 12)
         if self.snow:
@@ -531,7 +512,7 @@ class Landscape:
         front_light, side_light = (1.0, 0.78) if (away > 0) == self.lit_from_left else (0.8, 1.0)
 
         def quad(*corners):  # given for a long wall on the right; mirrored for one on the left
-            return polygon(window.x, window.y, *(corners if away > 0 else corners[::-1]))
+            return window.polygon(*(corners if away > 0 else corners[::-1]))
 
         window.paint(
             quad((corner, y - walls), (far, y - walls), (far, y - rise), (corner, y)),
@@ -539,7 +520,7 @@ class Landscape:
             HOUSE,
         )
         gable = (near, y - ridge)
-        gable_wall = polygon(window.x, window.y, (left, y), (left, y - walls), gable, (right, y - walls), (right, y))
+        gable_wall = window.polygon((left, y), (left, y - walls), gable, (right, y - walls), (right, y))
         window.paint(gable_wall, wall * front_light * texture, HOUSE)
         tiles = 0.86 + 0.2 * smooth(np.abs((window.y * 0.55) % 1 - 0.5), 0.1, 0.4)
         tiles = tiles * texture
@@ -548,7 +529,7 @@ class Landscape:
             stack = near + away * side * dice.between(0.3, 0.8)
             width = size * 1.7
             window.paint(
-                box(window.x, window.y, stack - width, y - ridge - size * 3.5, stack + width, y - walls),
+                window.box(stack - width, y - ridge - size * 3.5, stack + width, y - walls),
                 self.lit((140, 84, 70)),
                 HOUSE,
             )
@@ -560,25 +541,18 @@ class Landscape:
         )
         for edge in (left, right):  # the boards along the gable
             foot = (edge + (over if edge > near else -over), y - walls + over * 0.8)
-            window.paint(rod(window.x, window.y, gable, foot, max(0.5, size * 0.9)), roof * front_light * 0.85, HOUSE)
+            window.paint(window.rod(gable, foot, max(0.5, size * 0.9)), roof * front_light * 0.85, HOUSE)
         glow = self.night or dice.chance(0.2)
         glass = rgb(1.0, 0.86, 0.5) if glow else self.lit((86, 112, 140), 16)
         frame = self.lit((238, 234, 226), 8)
 
         def opening(middle, top, half, height, colour):
             window.paint(
-                box(
-                    window.x,
-                    window.y,
-                    middle - half - size * 0.5,
-                    top - size * 0.5,
-                    middle + half + size * 0.5,
-                    top + height,
-                ),
+                window.box(middle - half - size * 0.5, top - size * 0.5, middle + half + size * 0.5, top + height),
                 frame,
                 HOUSE,
             )
-            window.paint(box(window.x, window.y, middle - half, top, middle + half, top + height), colour, HOUSE)
+            window.paint(window.box(middle - half, top, middle + half, top + height), colour, HOUSE)
 
         door = self.lit(dice.pick(PAINTS), 20) * 0.75
         opening(near + front * 0.2 * dice.pick((-1, 1)), y - walls * 0.6, front * 0.1, walls * 0.6, door)
@@ -600,13 +574,10 @@ class Landscape:
         dice, ahead = self.dice, self.dice.pick((-1, 1))
         half, tall = size * dice.between(13, 17), size * dice.between(10, 13)
         self.shadow(x, y, half * 0.95)
-        window = self.painter.window(x - half - 1, y - tall - 1, x + half + 1, y + 1)
+        window = self.window(x - half - 1, y - tall - 1, x + half + 1, y + 1)
         wheel = tall * 0.23
         waist = y - tall * 0.56
-        body = (
-            box(window.x, window.y, x - half + 1.5 * size, waist + 1.5 * size, x + half - 1.5 * size, y - wheel)
-            - 1.5 * size
-        )
+        body = window.box(x - half + 1.5 * size, waist + 1.5 * size, x + half - 1.5 * size, y - wheel) - 1.5 * size
         body = np.maximum(body, window.y - (y - wheel * 0.7))
         roof = (x - half * 0.62 * ahead, x - half * 0.4 * ahead, x + half * 0.22 * ahead, x + half * 0.55 * ahead)
         corners = ((roof[0], waist), (roof[1], y - tall), (roof[2], y - tall), (roof[3], waist))
@@ -614,49 +585,33 @@ class Landscape:
         def cabin(shrink: float):
             middle, centre = (roof[0] + roof[3]) / 2, waist - tall * 0.2
             points = tuple((middle + (a - middle) * shrink, centre + (b - centre) * shrink) for a, b in corners)
-            return polygon(window.x, window.y, *(points if ahead > 0 else points[::-1]))
+            return window.polygon(*(points if ahead > 0 else points[::-1]))
 
         shade = 1.12 - 0.42 * smooth(window.y, y - tall, y - wheel)
         shape = np.minimum(body, cabin(1.0) - 0.3 * size)
         window.paint(shape, paint * shade, CAR)
         window.paint(np.minimum(cabin(0.76), 9.0), glass, CAR)
-        pillar = box(
-            window.x,
-            window.y,
-            x - size * 0.7 - half * 0.1 * ahead,
-            y - tall,
-            x + size * 0.7 - half * 0.1 * ahead,
-            waist,
-        )
+        pillar = window.box(x - size * 0.7 - half * 0.1 * ahead, y - tall, x + size * 0.7 - half * 0.1 * ahead, waist)
         window.paint(np.maximum(pillar, cabin(0.9)), paint * 0.95, CAR)
         for place in (-0.58, 0.6):
             centre = (x + place * half, y - wheel)
-            window.paint(disc(window.x, window.y, *centre, wheel), black, CAR)
-            window.paint(disc(window.x, window.y, *centre, wheel * 0.5), self.lit((176, 178, 184), 6), CAR)
-        lamp = ellipse(window.x, window.y, x + ahead * (half - size), waist + tall * 0.16, size * 1.1, size * 0.8)
+            window.paint(window.disc(*centre, wheel), black, CAR)
+            window.paint(window.disc(*centre, wheel * 0.5), self.lit((176, 178, 184), 6), CAR)
+        lamp = window.ellipse(x + ahead * (half - size), waist + tall * 0.16, size * 1.1, size * 0.8)
         window.paint(np.maximum(lamp, shape), rgb(1.0, 0.96, 0.76), CAR)
 
     def _paint_car_behind(self, x, y, size, paint, glass, black) -> None:
         half, tall = size * self.dice.between(8, 9.5), size * self.dice.between(12, 14)
         self.shadow(x, y, half)
-        window = self.painter.window(x - half - 1, y - tall - 1, x + half + 1, y + 1)
+        window = self.window(x - half - 1, y - tall - 1, x + half + 1, y + 1)
         for side in (-1, 1):
-            tyre = box(
-                window.x,
-                window.y,
-                x + side * half * 0.72 - half * 0.17,
-                y - tall * 0.3,
-                x + side * half * 0.72 + half * 0.17,
-                y,
+            tyre = window.box(
+                x + side * half * 0.72 - half * 0.17, y - tall * 0.3, x + side * half * 0.72 + half * 0.17, y
             )
             window.paint(tyre, black, CAR)
         waist, low = y - tall * 0.58, y - tall * 0.14
-        body = box(
-            window.x, window.y, x - half + 1.2 * size, waist + 1.2 * size, x + half - 1.2 * size, low - 1.2 * size
-        )
-        cabin = polygon(
-            window.x,
-            window.y,
+        body = window.box(x - half + 1.2 * size, waist + 1.2 * size, x + half - 1.2 * size, low - 1.2 * size)
+        cabin = window.polygon(
             (x - half * 0.86, waist + size),
             (x - half * 0.62, y - tall),
             (x + half * 0.62, y - tall),
@@ -666,12 +621,10 @@ class Landscape:
         window.paint(np.minimum(body - 1.2 * size, cabin), paint * shade, CAR)
         window.paint(cabin + 1.5 * size, glass, CAR)
         window.paint(
-            box(window.x, window.y, x - half * 0.34, y - tall * 0.38, x + half * 0.34, y - tall * 0.27),
-            self.light * 0.9,
-            CAR,
+            window.box(x - half * 0.34, y - tall * 0.38, x + half * 0.34, y - tall * 0.27), self.light * 0.9, CAR
         )
         for side in (-1, 1):
-            lamp = ellipse(window.x, window.y, x + side * half * 0.74, waist + tall * 0.14, half * 0.2, tall * 0.07)
+            lamp = window.ellipse(x + side * half * 0.74, waist + tall * 0.14, half * 0.2, tall * 0.07)
             window.paint(lamp, rgb(0.94, 0.16, 0.12), CAR)
 
     def paint_fence(self, y: float, size: float) -> None:
@@ -682,7 +635,7 @@ class Landscape:
         slope = dice.between(-0.09, 0.09)
         tall, gap, half = size * dice.between(15, 21), size * dice.between(9, 14), max(1.6, size * 2.1)
         drop = abs(slope) * (end - start)
-        window = self.painter.window(start, y - tall - drop - 3, end, y + drop + 2)
+        window = self.window(start, y - tall - drop - 3, end, y + drop + 2)
         colour = self.lit(dice.pick(((240, 236, 226), (150, 112, 78), (112, 92, 78), (196, 176, 148))), 12)
         colour = colour * (0.86 + 0.28 * window.grain(2.2, 2, 0.4))
         foot = y + slope * (window.x - (start + end) / 2)
@@ -705,11 +658,10 @@ class Landscape:
         return y, 0.28 + 0.85 * self.depth(y)
 
     def paint(self) -> Scene:
-        dice, painter = self.dice, self.painter
-        self.shore = self.horizon + 1
+        dice = self.dice
         self.paint_sky()
         if dice.chance(0.8):
-            painter.thing += 1
+            self.thing += 1
             self.paint_sun()
         self.paint_clouds()
         if dice.chance(0.8):
@@ -721,10 +673,10 @@ class Landscape:
         if has_road:
             self.paint_road()
         for _ in range(dice.pick((0, 1, 1, 2))):
-            painter.thing += 1
+            self.thing += 1
             self.paint_balloon()
         for _ in range(dice.pick((0, 1, 2, 3, 4))):
-            painter.thing += 1
+            self.thing += 1
             self.paint_bird()
 
         standing = []  # (y, method, arguments): farther things first, nearer ones over them
@@ -745,13 +697,13 @@ class Landscape:
             y, size = self.place(0.15, 0.97)
             standing.append((y, self.paint_fence, (y, size)))
         for _, method, arguments in sorted(standing, key=lambda thing: thing[0]):
-            painter.thing += 1
+            self.thing += 1
             method(*arguments)
 
-        grain = dice.table(*painter.image.shape) - 0.5
-        image = painter.image * dice.between(0.92, 1.06) + grain * dice.between(0.01, 0.05)
+        grain = dice.table(*self.image.shape) - 0.5
+        image = self.image * dice.between(0.92, 1.06) + grain * dice.between(0.01, 0.05)
         image = np.floor(np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
-        return Scene(np.ascontiguousarray(image.transpose(1, 2, 0)), painter.labels, painter.objects)
+        return Scene(np.ascontiguousarray(image.transpose(1, 2, 0)), self.labels, self.objects)
 
 
 def _road_centre(far_x: float, near_x: float, top: float, bend: float, y):
@@ -762,29 +714,6 @@ def _road_centre(far_x: float, near_x: float, top: float, bend: float, y):
     return centre, slope
 
 
-PAINTS = (
-    (206, 42, 48),
-    (240, 240, 240),
-    (44, 92, 178),
-    (246, 190, 40),
-    (36, 128, 92),
-    (232, 116, 40),
-    (118, 60, 142),
-    (56, 60, 70),
-    (110, 190, 210),
-)
-WALLS = (
-    (236, 224, 200),
-    (206, 170, 128),
-    (176, 92, 72),
-    (222, 206, 146),
-    (178, 196, 206),
-    (244, 244, 240),
-    (150, 122, 98),
-)
-ROOFS = ((166, 74, 52), (96, 84, 84), (70, 78, 98), (132, 98, 66), (128, 44, 44))
-
-
 def paint_scene(seed: int, split: int, index: int, height: int = 128, width: int = 128) -> Scene:
-    """The scene of this number: a function of its arguments alone, whatever the machine."""
-    return Landscape(Painter(Dice((seed, split, index)), height, width)).paint()
+    """The scene of this number: a function of its arguments only, on every machine."""
+    return Landscape(Dice((seed, split, index)), height, width).paint()

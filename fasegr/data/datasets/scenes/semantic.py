@@ -1,23 +1,25 @@
-"""Procedural landscapes as a dataset: `scenes_train` and `scenes_val`, painted to disk when first asked for."""
+"""The painted scenes for semantic segmentation: `scenes_train` and `scenes_val`, painted when first asked for."""
+
+from __future__ import annotations
 
 import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from iopath.common.file_io import file_lock
 from PIL import Image
 from tqdm import tqdm
 
-from fasegr.d2 import DatasetCatalog
-from fasegr.data.datasets.folder import ClassList, datasets_root, load_folder, register_folder
-from fasegr.data.datasets.scenes.painter import CLASSES, COLOURS, paint_scene
+from fasegr.data.datasets.folder import ClassList, load_folder, register_folder
+from fasegr.data.datasets.root import datasets_root
+from fasegr.data.datasets.scenes.painter import CLASSES, COLOURS, Scene, paint_scene
 
-__all__ = ["SPLITS", "generate_scenes", "make_folder_once", "register_scenes", "scenes_folder"]
+__all__ = ["SPLITS", "generate_scenes", "make_folder_once", "paint_splits", "register_scenes", "scenes_folder"]
 
-VERSION = "v1"  # to be raised with any change of what is painted, so that old files are not taken for new ones
+VERSION = "v1"  # raise it with any change of what is painted, so that old files are not taken for new ones
 SEED = 2022
 SIZE = 128
 SPLITS = {"train": 512, "val": 64}
@@ -29,7 +31,7 @@ def scenes_folder() -> Path:
 
 
 def generate_scenes(folder: str | Path, splits: dict[str, int] | None = None, size: int = SIZE) -> None:
-    """Paints `splits` (number of scenes of each) into `folder`, in the layout of a folder dataset, unless it is there.
+    """Paints `splits` (number of scenes of each) into `folder`, in the layout of a folder dataset, unless it exists.
 
     The folder appears complete or not at all. Of several processes that ask at once, one paints and the others wait.
     """
@@ -37,7 +39,7 @@ def generate_scenes(folder: str | Path, splits: dict[str, int] | None = None, si
 
 
 def make_folder_once(folder: Path, paint: Callable[[Path], None]) -> None:
-    """Makes `folder` with what `paint` writes into the folder it is given, unless it is there."""
+    """Makes `folder` with what `paint` writes into the folder it is given, unless it exists."""
     if folder.is_dir():
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -54,18 +56,28 @@ def make_folder_once(folder: Path, paint: Callable[[Path], None]) -> None:
             shutil.rmtree(work, ignore_errors=True)
 
 
-def _paint(folder: Path, splits: dict[str, int], size: int) -> None:
+def paint_splits(splits: dict[str, int], size: int) -> Iterator[tuple[str, int, Scene]]:
+    """(split, index, scene) of all scenes of `splits`, with a progress bar."""
     with tqdm(total=sum(splits.values()), desc="painting scenes", unit="scene", mininterval=1) as bar:
         for number, (split, count) in enumerate(splits.items()):
-            for kind in ("images", "annotations"):
-                (folder / kind / split).mkdir(parents=True)
             for index in range(count):
-                scene = paint_scene(SEED, number, index, size, size)
-                name = f"{split}/{index:04d}.png"
-                # a low level: noise packs no better with more effort, and reading gets faster
-                Image.fromarray(scene.image).save(folder / "images" / name, compress_level=3)
-                Image.fromarray(scene.labels).save(folder / "annotations" / name)
+                yield split, index, paint_scene(SEED, number, index, size, size)
                 bar.update()
+
+
+def write_image(scene: Scene, path: Path) -> None:
+    # a low level: noise compresses no better with more effort, and reading gets faster
+    Image.fromarray(scene.image).save(path, compress_level=3)
+
+
+def _paint(folder: Path, splits: dict[str, int], size: int) -> None:
+    for split in splits:
+        for kind in ("images", "annotations"):
+            (folder / kind / split).mkdir(parents=True)
+    for split, index, scene in paint_splits(splits, size):
+        name = f"{split}/{index:04d}.png"
+        write_image(scene, folder / "images" / name)
+        Image.fromarray(scene.labels).save(folder / "annotations" / name)
     lines = [f"{name}, {red} {green} {blue}\n" for name, (red, green, blue) in zip(CLASSES, COLOURS, strict=True)]
     (folder / "classes.txt").write_text("".join(lines), encoding="utf-8")
 
@@ -73,13 +85,10 @@ def _paint(folder: Path, splits: dict[str, int], size: int) -> None:
 def register_scenes() -> None:
     """Adds `scenes_train` and `scenes_val` to the catalogs, unless they are there."""
     for split in SPLITS:
-        name = f"scenes_{split}"
-        if name in DatasetCatalog.list():
-            continue
 
-        def load(name: str = name, split: str = split) -> list[dict]:
+        def load(name: str = f"scenes_{split}", split: str = split) -> list[dict]:
             folder = scenes_folder()
             generate_scenes(folder)
             return load_folder(name, folder / "images" / split, folder / "annotations" / split)
 
-        register_folder(name, load, ClassList(CLASSES, COLOURS))
+        register_folder(f"scenes_{split}", load, ClassList(CLASSES, COLOURS))

@@ -8,11 +8,10 @@ from fasegr.data.datasets.scenes.painter import (
     COLOURS,
     THINGS,
     Dice,
+    Landscape,
     mix,
     noise,
     paint_scene,
-    polygon,
-    rod,
     smooth,
 )
 
@@ -32,7 +31,7 @@ def test_scenes_have_the_form_of_images(scenes):
 
 
 def test_the_same_bytes_on_every_machine():
-    """Recorded once; a change of the painting changes it, and then scenes.VERSION is to be raised."""
+    """Recorded once; a change of the painting changes it, and then raise scenes.VERSION."""
     image, labels, objects = paint_scene(2022, 0, 0)
     assert hashlib.sha256(image.tobytes()).hexdigest()[:16] == "03cc7a5e1dfacaf7"
     assert hashlib.sha256(labels.tobytes()).hexdigest()[:16] == "a0d2c4554f5988e4"
@@ -119,12 +118,13 @@ def test_any_size():
 
 
 def test_shapes_are_distances():
-    y, x = np.arange(40.0)[:, None], np.arange(50.0)[None, :]
-    line = rod(x, y, (10, 20), (30, 20), 3)
+    window = Landscape(Dice((0,)), 128, 128).window(0, 0, 50, 40)
+    window.x, window.y = np.arange(50.0)[None, :], np.arange(40.0)[:, None]
+    line = window.rod((10, 20), (30, 20), 3)
     assert line[20, 20] == -3 and line[26, 20] == 3 and line[20, 36] == 3
-    square = polygon(x, y, (10, 10), (20, 10), (20, 20), (10, 20))
+    square = window.polygon((10, 10), (20, 10), (20, 20), (10, 20))
     assert square[15, 15] == -5 and square[15, 25] == 5
-    np.testing.assert_array_equal(square < 0, (x > 10) & (x < 20) & (y > 10) & (y < 20))
+    np.testing.assert_array_equal(square < 0, (window.x > 10) & (window.x < 20) & (window.y > 10) & (window.y < 20))
 
 
 def test_noise_is_the_table_smoothly_joined():

@@ -1,0 +1,112 @@
+"""What the training mappers have in common, and the mapper for testing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from fasegr.data.augmentation import LargeScaleJitter, ResizeCropFlip, ResizeShortestEdge
+from fasegr.data.image_cache import ImageCache, load_image
+from fasegr.data.image_io import BadFile
+from fasegr.data.transform import Transform, channels_first, height_and_width, resize_image
+
+__all__ = ["InferenceMapper", "TrainingMapper"]
+
+
+class TrainingMapper:
+    """Reads one image and its annotation, augments both and packs them.
+
+    augmentation: draws the transform. num_classes, ignore_label: what annotations may hold. cache: where decoded files
+    are kept.
+    """
+
+    def __init__(
+        self,
+        augmentation: ResizeCropFlip | LargeScaleJitter,
+        num_classes: int,
+        ignore_label: int = 255,
+        cache: ImageCache | None = None,
+    ):
+        self.augmentation, self.cache = augmentation, cache
+        self.num_classes, self.ignore_label = num_classes, ignore_label
+
+    def __call__(self, record: dict, rng: np.random.Generator | None = None) -> dict:
+        """record: detectron2's, of a dataset. Returns "file_name", "image_id" if the record has one, "height" and
+        "width" (of the file), "image" (uint8, 3 x H x W, RGB), and of each class or segment that the crop shows (there
+        may be none) its class in "labels" (int64, K) and its "masks" (bool, K x H x W). All randomness comes from
+        `rng`.
+        """
+        if rng is None:
+            # in a loader that passes none, numpy's global state is what its workers have seeded
+            rng = np.random.default_rng(np.random.randint(2**31))
+        image = load_image(record["file_name"], self.cache)
+        height, width = size = height_and_width(image)
+        stated = (record.get("height", height), record.get("width", width))
+        if stated != size:
+            raise BadFile(
+                f"{record['file_name']}: is {width} x {height} (width x height), but its annotations are for "
+                f"{stated[1]} x {stated[0]}; images and annotations must be of one release"
+            )
+        record = {**record, "height": height, "width": width}
+        annotation = self.read_annotation(record)
+        sem_seg = self.sem_seg(annotation) if self.augmentation.needs_sem_seg else None
+        transform = self.augmentation.get_transform(rng, size, sem_seg)
+        labels, masks = self.apply(transform, annotation, record)
+        return {
+            **_identity(record),
+            "image": torch.from_numpy(transform.apply_image(image)),
+            "labels": torch.from_numpy(labels),
+            "masks": torch.from_numpy(masks),
+        }
+
+    def read_annotation(self, record: dict) -> Any:
+        """What the record, or a file that it names, says about the image of its "height" and "width"."""
+        raise NotImplementedError
+
+    def sem_seg(self, annotation: Any) -> np.ndarray:
+        """The class of each pixel, (H, W), for augmentation that looks at classes."""
+        raise NotImplementedError
+
+    def apply(self, transform: Transform, annotation: Any, record: dict) -> tuple[np.ndarray, np.ndarray]:
+        """labels (K,) int64 and masks (K, *transform.padded_size) bool."""
+        raise NotImplementedError
+
+
+class InferenceMapper:
+    """Reads one image and resizes its shorter side; annotations are not read."""
+
+    def __init__(self, resize: ResizeShortestEdge, cache: ImageCache | None = None):
+        self.resize, self.cache = resize, cache
+
+    def __call__(self, record: dict) -> dict:
+        """Returns "file_name", "image_id" if the record has one, "height" and "width" (of the file) and "image"
+        (uint8, 3 x H x W, RGB)."""
+        image = load_image(record["file_name"], self.cache)
+        height, width = size = height_and_width(image)
+        resized = resize_image(image, self.resize.output_size(size))
+        return {
+            **_identity({**record, "height": height, "width": width}),
+            "image": torch.from_numpy(channels_first(resized)),
+        }
+
+
+def _identity(record: dict) -> dict:
+    # COCO's evaluators ask for "image_id"
+    return {key: record[key] for key in ("file_name", "image_id", "height", "width") if key in record}
+
+
+def visible(segments: list[dict], masks: np.ndarray, num_classes: int, file_name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (K,) and masks (K, H, W) of the segments that have a pixel left after the crop.
+
+    Mask2Former keeps some of the others, with empty masks. Raises BadFile for a class that the model does not have.
+    """
+    labels = np.array([segment["category_id"] for segment in segments], dtype=np.int64)
+    if labels.max(initial=0) >= num_classes:
+        raise BadFile(
+            f"{file_name}: holds the class {labels.max()}; with MODEL.SEM_SEG_HEAD.NUM_CLASSES {num_classes} "
+            f"expected 0..{num_classes - 1}"
+        )
+    kept = masks.any((1, 2))
+    return labels[kept], masks if kept.all() else masks[kept]

@@ -1,0 +1,134 @@
+"""The datasets that a config describes as DATASETS.FOLDER and DATASETS.COCO, and the check that datasets fit the model.
+
+Splits become the names NAME_train, NAME_val, ... Files are read when a dataset is first asked for, except class lists:
+a config can be loaded, and a model built, without the data.
+"""
+
+from __future__ import annotations
+
+import os
+
+from fasegr.d2 import CfgNode, DatasetCatalog, MetadataCatalog
+from fasegr.data.datasets.coco_json import categories_from_json, register_instances, register_panoptic
+from fasegr.data.datasets.folder import load_folder, read_classes, register_folder
+from fasegr.data.datasets.root import DatasetPath
+
+__all__ = ["check_num_classes", "register_from_config"]
+
+
+def register_from_config(cfg: CfgNode) -> list[str]:
+    """Registers the datasets that cfg.DATASETS.FOLDER and COCO describe; returns their names, one for each split.
+
+    A call with the same names replaces what an earlier call registered.
+    """
+    return [*_register_folder(cfg.DATASETS.FOLDER), *_register_coco(cfg.DATASETS.COCO)]
+
+
+def _register_folder(folder: CfgNode) -> list[str]:
+    if not folder.NAME:
+        return []
+    if not folder.CLASSES:
+        raise ValueError(
+            "DATASETS.FOLDER.CLASSES is empty; it must name a text file with one class a line, in order of the labels"
+        )
+    _check_splits("FOLDER", folder, ("IMAGES", "LABELS"))
+    classes = read_classes(folder.CLASSES)
+    if not 0 <= folder.IGNORE_LABEL <= 65535 or len(classes.names) > folder.IGNORE_LABEL:
+        raise ValueError(
+            f"DATASETS.FOLDER.IGNORE_LABEL is {folder.IGNORE_LABEL}; it must be in 0..65535 (255 is usual) "
+            f"and not one of the {len(classes.names)} classes of {folder.CLASSES}"
+        )
+    names = _free_names("FOLDER", folder)
+    for name, split in zip(names, folder.SPLITS, strict=True):
+        paths = [_path(folder, key, split) for key in ("IMAGES", "LABELS")]
+        register_folder(
+            name, lambda name=name, paths=paths: load_folder(name, *paths), classes, ignore_label=folder.IGNORE_LABEL
+        )
+        MetadataCatalog.get(name).registered_by = __name__
+    return names
+
+
+def _register_coco(coco: CfgNode) -> list[str]:
+    """With PANOPTIC a dataset of panoptic segments, else of instances."""
+    if not coco.NAME:
+        return []
+    _check_splits("COCO", coco, ("IMAGES", "INSTANCES", "PANOPTIC", "SEGMENTS"))
+    kind = "PANOPTIC" if coco.PANOPTIC else "INSTANCES"
+    if not coco[kind]:
+        raise ValueError("DATASETS.COCO.INSTANCES and PANOPTIC are empty; one must name the annotation files")
+    categories = categories_from_json(coco.CATEGORIES or _path(coco, kind, coco.SPLITS[0]))
+    names = _free_names("COCO", coco)
+    for name, split in zip(names, coco.SPLITS, strict=True):
+        images = _path(coco, "IMAGES", split)
+        objects = _path(coco, "INSTANCES", split) if coco.INSTANCES else None
+        source = "Correct DATASETS.COCO. "
+        if coco.PANOPTIC:
+            segments = _path(coco, "PANOPTIC", split), _path(coco, "SEGMENTS", split)
+            register_panoptic(name, categories, *segments, images, objects, source=source)
+        else:
+            register_instances(name, categories, objects, images, source=source)
+        MetadataCatalog.get(name).registered_by = __name__
+    return names
+
+
+def _path(section: CfgNode, key: str, split: str) -> DatasetPath:
+    return DatasetPath(os.path.join(section.ROOT, section[key].replace("{split}", split)))
+
+
+def _check_splits(title: str, section: CfgNode, keys: tuple[str, ...]) -> None:
+    for key in keys:
+        if section[key] and len(section.SPLITS) > 1 and "{split}" not in section[key]:
+            raise ValueError(
+                f"DATASETS.{title}.{key} is {section[key]!r} for the splits {', '.join(section.SPLITS)}; "
+                "it must contain {split}, which stands for the name of the split"
+            )
+
+
+def _free_names(title: str, section: CfgNode) -> list[str]:
+    """NAME_SPLIT for each split. What an earlier config registered under these names is removed."""
+    names = [f"{section.NAME}_{split}" for split in section.SPLITS]
+    taken = [name for name in names if name in DatasetCatalog.list()]
+    for name in taken:
+        if MetadataCatalog.get(name).get("registered_by") != __name__:
+            raise ValueError(f"DATASETS.{title}: another dataset is registered as {name} already; choose another NAME")
+    for name in taken:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    return names
+
+
+def check_num_classes(cfg: CfgNode) -> None:
+    """Raises ValueError if a dataset of the config has other classes than the model, or than another dataset.
+
+    Datasets without a list of classes, or that are not registered (yet), are not checked.
+    """
+    head, results = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER.TEST
+    # a model that gives only instances has a dataset's things as its classes
+    kind = "stuff_classes" if results.SEMANTIC_ON or results.PANOPTIC_ON else "thing_classes"
+    first = None
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        if name not in DatasetCatalog.list():
+            continue
+        metadata = MetadataCatalog.get(name)
+        classes = metadata.get(kind) or metadata.get("thing_classes")  # a dataset of instances has only things
+        if classes is None:
+            continue
+        if len(classes) != head.NUM_CLASSES:
+            some = ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
+            raise ValueError(
+                f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {head.NUM_CLASSES}, but {name} has {len(classes)} classes "
+                f"({some}); set NUM_CLASSES to {len(classes)} or correct the list of classes"
+            )
+        first = first or (name, list(classes))
+        if list(classes) != first[1]:
+            different = next(pair for pair in zip(classes, first[1], strict=True) if pair[0] != pair[1])
+            raise ValueError(
+                f"{name} and {first[0]} have different classes ({different[0]!r} instead of {different[1]!r}, for "
+                "instance); all datasets of a config must have the same list"
+            )
+        ignore_label = metadata.get("ignore_label", head.IGNORE_VALUE)
+        if ignore_label != head.IGNORE_VALUE:
+            raise ValueError(
+                f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {head.IGNORE_VALUE}, but {name} ignores {ignore_label}; "
+                "they must be equal"
+            )

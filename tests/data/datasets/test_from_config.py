@@ -1,0 +1,278 @@
+import json
+import os
+import re
+import shutil
+import textwrap
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from fasegr.config.load import read_yaml
+from fasegr.d2 import DatasetCatalog, MetadataCatalog
+from fasegr.data.datasets import check_num_classes, register_from_config
+from fasegr.data.image_io import BadFile
+
+pytestmark = pytest.mark.usefixtures("catalogs")
+
+CATEGORIES = [
+    {"id": 8, "name": "dog", "isthing": 1, "color": [1, 2, 3]},
+    {"id": 2, "name": "lawn", "isthing": 0, "color": [4, 5, 6]},
+]
+
+
+@pytest.fixture
+def coco_cfg(cfg, tmp_path, monkeypatch):
+    """A dataset of one image a split, below $DETECTRON2_DATASETS/pets."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    root = tmp_path / "pets"
+    (root / "annotations").mkdir(parents=True)
+    for split in ("train", "val"):
+        for folder in (split, f"panoptic_{split}"):
+            (root / folder).mkdir()
+            Image.new("RGB", (9, 8)).save(root / folder / "a.png")
+        images = [{"id": 1, "file_name": "a.png", "height": 8, "width": 9}]
+        outline = [[1, 1, 5, 1, 5, 5]]
+        things = [{"id": 1, "image_id": 1, "category_id": 8, "bbox": [1, 1, 4, 4], "segmentation": outline}]
+        segments = [{"image_id": 1, "file_name": "a.png", "segments_info": [{"id": 5, "category_id": 2}]}]
+        for task, annotations, categories in (
+            ("instances", things, CATEGORIES[:1]),
+            ("panoptic", segments, CATEGORIES),
+        ):
+            content = {"images": images, "annotations": annotations, "categories": categories}
+            (root / "annotations" / f"{task}_{split}.json").write_text(json.dumps(content))
+    cfg.DATASETS.COCO.NAME = "pets"
+    cfg.DATASETS.COCO.ROOT = "pets"
+    return cfg
+
+
+def test_instances(coco_cfg):
+    assert register_from_config(coco_cfg) == ["pets_train", "pets_val"]
+    assert register_from_config(coco_cfg) == ["pets_train", "pets_val"]
+    (record,) = DatasetCatalog.get("pets_val")
+    assert os.path.isfile(record["file_name"]) and record["annotations"][0]["category_id"] == 0
+    meta = MetadataCatalog.get("pets_val")
+    assert meta.thing_classes == ["dog"] and meta.evaluator_type == "coco"
+    coco_cfg.DATASETS.TRAIN = ("pets_train",)
+    with pytest.raises(ValueError, match="NUM_CLASSES is 3, but pets_train has 1 classes"):
+        check_num_classes(coco_cfg)
+
+
+def test_panoptic(coco_cfg):
+    coco_cfg.DATASETS.COCO.PANOPTIC = "annotations/panoptic_{split}.json"
+    register_from_config(coco_cfg)
+    (record,) = DatasetCatalog.get("pets_train")
+    assert record["segments_info"] == [{"id": 5, "category_id": 0, "isthing": False, "iscrowd": 0}]
+    meta = MetadataCatalog.get("pets_train")
+    assert meta.stuff_classes == ["lawn", "dog"] and meta.thing_classes == ["dog"]
+    assert meta.thing_dataset_id_to_contiguous_id == {8: 1} and meta.evaluator_type == "coco_panoptic_seg"
+    assert os.path.isfile(meta.json_file)
+    coco_cfg.DATASETS.COCO.INSTANCES = ""
+    register_from_config(coco_cfg)
+    assert MetadataCatalog.get("pets_train").json_file is None
+
+
+def test_categories_of_a_file_of_their_own(coco_cfg, tmp_path):
+    """Then nothing else needs to be there; the file lies beside the YAML that names it."""
+    (tmp_path / "pets.json").write_text(json.dumps(CATEGORIES))
+    (tmp_path / "pets.yaml").write_text("DATASETS: {COCO: {NAME: pets, CATEGORIES: pets.json}}\n")
+    stated = read_yaml(tmp_path / "pets.yaml")["DATASETS.COCO.CATEGORIES"]
+    assert stated == str((tmp_path / "pets.json").resolve())
+    coco_cfg.DATASETS.COCO.CATEGORIES = stated
+    coco_cfg.DATASETS.COCO.ROOT = "not_here"
+    register_from_config(coco_cfg)
+    with pytest.raises(FileNotFoundError, match=r"not_here/annotations/instances_train\.json .*Correct DATASETS\.COCO"):
+        DatasetCatalog.get("pets_train")
+
+
+def test_mistakes_in_coco_are_named(coco_cfg):
+    coco = coco_cfg.DATASETS.COCO
+    coco.IMAGES = "images"
+    with pytest.raises(ValueError, match=r"DATASETS\.COCO\.IMAGES is 'images' for the splits train, val"):
+        register_from_config(coco_cfg)
+    coco.IMAGES = "{split}"
+    coco.ROOT = "not_here"
+    with pytest.raises(FileNotFoundError, match=r"not_here/annotations/instances_train\.json: there is no such list"):
+        register_from_config(coco_cfg)
+    coco.ROOT, coco.INSTANCES = "pets", ""
+    with pytest.raises(ValueError, match=r"INSTANCES and PANOPTIC are empty"):
+        register_from_config(coco_cfg)
+    coco.INSTANCES = "annotations/panoptic_{split}.json"
+    register_from_config(coco_cfg)
+    with pytest.raises(BadFile, match="no category_id"):
+        DatasetCatalog.get("pets_train")
+    coco.INSTANCES = "annotations/instances_{split}.json"
+    coco.NAME = "others"
+    DatasetCatalog.register("others_val", list)
+    with pytest.raises(ValueError, match="another dataset is registered as others_val"):
+        register_from_config(coco_cfg)
+
+
+# folders
+
+
+@pytest.fixture
+def folder_cfg(cfg, make_folder):
+    root = make_folder()
+    cfg.DATASETS.FOLDER.NAME = "mine"
+    cfg.DATASETS.FOLDER.ROOT = str(root)
+    cfg.DATASETS.FOLDER.CLASSES = str(root / "classes.txt")
+    return cfg
+
+
+def test_nothing_to_register(cfg):
+    before = DatasetCatalog.list()
+    assert register_from_config(cfg) == []
+    assert DatasetCatalog.list() == before
+
+
+def test_registration(folder_cfg):
+    assert register_from_config(folder_cfg) == ["mine_train", "mine_val"]
+    assert len(DatasetCatalog.get("mine_train")) == 5 and len(DatasetCatalog.get("mine_val")) == 2
+    meta = MetadataCatalog.get("mine_val")
+    assert meta.stuff_classes == ["one", "two", "three"]
+    assert meta.ignore_label == 255 and meta.evaluator_type == "sem_seg"
+    assert getattr(meta, "stuff_colors", None) is None
+
+
+def test_registration_again_takes_the_later_config(folder_cfg, make_folder, tmp_path):
+    register_from_config(folder_cfg)
+    register_from_config(folder_cfg)
+    other = make_folder({"train": 1, "val": 1}, tmp_path / "other", "a, 1 2 3\nb, 4 5 6\nc, 7 8 9\n")
+    folder_cfg.DATASETS.FOLDER.ROOT = str(other)
+    folder_cfg.DATASETS.FOLDER.CLASSES = str(other / "classes.txt")
+    register_from_config(folder_cfg)
+    assert len(DatasetCatalog.get("mine_train")) == 1
+    assert MetadataCatalog.get("mine_train").stuff_colors == [(1, 2, 3), (4, 5, 6), (7, 8, 9)]
+
+
+def test_names_of_others_are_left_alone(folder_cfg):
+    DatasetCatalog.register("mine_train", list)
+    with pytest.raises(ValueError, match="another dataset is registered as mine_train"):
+        register_from_config(folder_cfg)
+    assert DatasetCatalog.get("mine_train") == []
+
+
+def test_data_is_looked_for_when_asked_for(folder_cfg, monkeypatch, tmp_path, make_folder):
+    folder_cfg.DATASETS.FOLDER.ROOT = "sub/mine"
+    register_from_config(folder_cfg)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
+    with pytest.raises(FileNotFoundError, match=str(tmp_path / "data/sub/mine/images/train")):
+        DatasetCatalog.get("mine_train")
+    make_folder(root=tmp_path / "data/sub/mine")
+    assert len(DatasetCatalog.get("mine_train")) == 5
+
+
+def test_other_layouts(folder_cfg, make_folder):
+    root = Path(folder_cfg.DATASETS.FOLDER.ROOT)
+    (root / "train").mkdir()
+    os.rename(root / "images/train", root / "train/rgb")
+    os.rename(root / "annotations/train", root / "train/labels")
+    folder_cfg.DATASETS.FOLDER.IMAGES = "{split}/rgb"
+    folder_cfg.DATASETS.FOLDER.LABELS = "{split}/labels"
+    folder_cfg.DATASETS.FOLDER.SPLITS = ["train"]
+    assert register_from_config(folder_cfg) == ["mine_train"]
+    assert len(DatasetCatalog.get("mine_train")) == 5
+
+
+def test_contradicting_settings(folder_cfg):
+    folder = folder_cfg.DATASETS.FOLDER
+    folder.LABELS = "labels"
+    with pytest.raises(ValueError, match=r"LABELS is 'labels' for the splits train, val; it must contain \{split\}"):
+        register_from_config(folder_cfg)
+    folder.LABELS = "annotations/{split}"
+    folder.IGNORE_LABEL = 2
+    with pytest.raises(ValueError, match="IGNORE_LABEL is 2"):
+        register_from_config(folder_cfg)
+    folder.CLASSES = ""
+    with pytest.raises(ValueError, match="CLASSES is empty"):
+        register_from_config(folder_cfg)
+
+
+def test_worked_example_of_the_readme(tmp_path, make_folder, monkeypatch):
+    from fasegr import load_cfg
+
+    repository = Path(__file__).parents[3]
+    text = (repository / "datasets" / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^    # (configs/garden/\S+)\n((?:    .*\n)+)", text, flags=re.MULTILINE)
+    assert [name for name, _ in blocks] == ["configs/garden/classes.txt", "configs/garden/faseg_r50.yaml"]
+    shutil.copytree(repository / "configs" / "camvid", tmp_path / "configs" / "camvid")
+    for name, block in blocks:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(textwrap.dedent(block))
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    make_folder(root=tmp_path / "garden")
+    cfg = load_cfg(tmp_path / "configs/garden/faseg_r50.yaml", ["MODEL.DEVICE", "cpu"])
+    assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 4
+    assert cfg.DATASETS.TRAIN == ("garden_train",)
+    assert len(DatasetCatalog.get("garden_train")) == 5
+    assert MetadataCatalog.get("garden_val").stuff_classes == ["lawn", "path", "water", "plant"]
+
+
+# real photographs
+
+
+def test_camvid(camvid, cfg):
+    root, classes = camvid
+    cfg.DATASETS.FOLDER.NAME = "camvid_under_test"
+    cfg.DATASETS.FOLDER.ROOT = str(root)
+    cfg.DATASETS.FOLDER.CLASSES = str(classes)
+    names = register_from_config(cfg)
+    records = [DatasetCatalog.get(name) for name in names]
+    assert [len(split) for split in records] == [367, 101]
+    assert {(record["height"], record["width"]) for split in records for record in split} == {(360, 480)}
+    assert len(MetadataCatalog.get(names[0]).stuff_classes) == len(MetadataCatalog.get(names[0]).stuff_colors) == 11
+
+
+# classes
+
+
+@pytest.fixture
+def data_cfg(folder_cfg):
+    folder_cfg.DATASETS.TRAIN, folder_cfg.DATASETS.TEST = ("mine_train",), ("mine_val",)
+    register_from_config(folder_cfg)
+    return folder_cfg
+
+
+def test_a_model_of_instances_has_only_the_things(data_cfg):
+    MetadataCatalog.get("mine_train").thing_classes = ["one"]
+    data_cfg.MODEL.MASK_FORMER.TEST.SEMANTIC_ON = False
+    data_cfg.MODEL.MASK_FORMER.TEST.INSTANCE_ON = True
+    data_cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 1
+    check_num_classes(data_cfg)
+    data_cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 3
+    with pytest.raises(ValueError, match=r"mine_train has 1 classes \(one\)"):
+        check_num_classes(data_cfg)
+
+
+def test_a_dataset_of_instances_has_only_things(data_cfg):
+    """Whatever the model is to give."""
+    DatasetCatalog.register("some_objects", list)
+    MetadataCatalog.get("some_objects").set(thing_classes=["one", "two"])
+    data_cfg.DATASETS.TRAIN, data_cfg.DATASETS.TEST = ("some_objects",), ()
+    with pytest.raises(ValueError, match="NUM_CLASSES is 3, but some_objects has 2 classes"):
+        check_num_classes(data_cfg)
+
+
+def test_number_of_classes(data_cfg):
+    check_num_classes(data_cfg)
+    data_cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 4
+    with pytest.raises(ValueError, match=r"NUM_CLASSES is 4, but mine_train has 3 classes \(one, two, three\)"):
+        check_num_classes(data_cfg)
+    data_cfg.DATASETS.TRAIN, data_cfg.DATASETS.TEST = ("not_registered",), ()
+    check_num_classes(data_cfg)
+
+
+def test_ignore_label_of_the_model(data_cfg):
+    data_cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE = 254
+    with pytest.raises(ValueError, match="IGNORE_VALUE is 254, but mine_train ignores 255"):
+        check_num_classes(data_cfg)
+
+
+def test_datasets_with_different_classes(data_cfg):
+    DatasetCatalog.register("other_val", list)
+    MetadataCatalog.get("other_val").set(stuff_classes=["one", "three", "two"], ignore_label=255)
+    data_cfg.DATASETS.TEST = ("other_val",)
+    with pytest.raises(ValueError, match=r"other_val and mine_train have different classes \('three' instead of 'two'"):
+        check_num_classes(data_cfg)
