@@ -1,6 +1,5 @@
 """The program itself on a few small scenes: trained, killed, resumed, stopped, evaluated, and told to do nonsense."""
 
-import json
 import logging
 import os
 import re
@@ -20,6 +19,7 @@ import train_net
 from fasegr.checkpoint import read_checkpoint
 from fasegr.data.datasets.scenes.semantic import generate_scenes, scenes_folder
 from fasegr.engine.hooks import LOGGERS
+from fasegr.utils.metrics_file import read_metrics
 
 ROOT = Path(__file__).parents[1]
 SMALL = {
@@ -71,7 +71,7 @@ def trained(config, tmp_path_factory):
 
 
 def scores(out):
-    lines = [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
+    lines = read_metrics(out / "metrics.json")
     clocks = ("time", "data_time", "eta_seconds", "memory")
     return [{name: value for name, value in line.items() if name not in clocks} for line in lines]
 
@@ -184,7 +184,7 @@ def fails(capsys, *arguments):
     ("options", "said"),
     [
         (["SOLVER.BASE_LRR", "1"], "SOLVER.BASE_LRR does not exist; did you mean SOLVER.BASE_LR?"),
-        (["SOLVER.BASE_LR"], "'SOLVER.BASE_LR' has no partner"),
+        (["SOLVER.BASE_LR"], "'SOLVER.BASE_LR' has no value"),
         (["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "3"], "NUM_CLASSES is 3, but scenes_train has"),
         (["DATASETS.TRAIN", "('nowhere_train',)"], "no dataset is registered as nowhere_train"),
         (["SOLVER.IMS_PER_BATCH", "3", "SOLVER.ACCUMULATE", "2"], "SOLVER.ACCUMULATE is 2"),

@@ -1,20 +1,20 @@
-"""Training with another batch size than the one a recipe was written for.
+"""Training with a batch size other than the one a recipe is written for.
 
-SOLVER.REFERENCE_BATCH says for which IMS_PER_BATCH the schedule of a config is meant; 0 leaves everything as it stands.
-With s = IMS_PER_BATCH / REFERENCE_BATCH the learning rate is multiplied by s, and all that is counted in iterations is
-divided by it, so that every epoch is trained, evaluated and saved as in the recipe. The number of GPUs alone changes
-nothing: IMS_PER_BATCH is the batch of all of them together.
+SOLVER.REFERENCE_BATCH is the IMS_PER_BATCH that a config's schedule is for; 0 leaves the schedule as it is. With
+s = IMS_PER_BATCH / REFERENCE_BATCH, the learning rate is multiplied by s and everything counted in iterations is
+divided by it, so that training, evaluation and checkpoints cover the same epochs as in the recipe. The number of GPUs
+alone changes nothing: IMS_PER_BATCH is the total batch size.
 
-The learning rate follows linearly, as in detectron2 (Goyal et al., "Accurate, Large Minibatch SGD", 2017), although
-theory would rather have a square root for Adam. With AdamW the linear rule also keeps the weight decay of the whole
-training: a step shrinks a weight by rate x decay, and rate x iterations stays what it was.
+The learning rate scales linearly, as in detectron2 (Goyal et al., "Accurate, Large Minibatch SGD", 2017), although
+theory suggests a square root for Adam. With AdamW the linear rule also preserves the total weight decay: a step shrinks
+a weight by rate x decay, and rate x iterations stays the same.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
-from fractions import Fraction
+from collections.abc import Collection, Iterable
+from typing import Any
 
 from fasegr.d2 import CfgNode
 from fasegr.utils.nested import lookup
@@ -26,52 +26,49 @@ logger = logging.getLogger(__name__)
 COUNTED_IN_ITERATIONS = ("SOLVER.MAX_ITER", "SOLVER.WARMUP_ITERS", "SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD")
 
 
-def scale_to_batch(cfg: CfgNode, stated: Collection[str] = ()) -> None:
-    """Rescale the schedule of `cfg`, in place, from SOLVER.REFERENCE_BATCH to SOLVER.IMS_PER_BATCH, and say so.
+def scale_to_batch(cfg: CfgNode, explicit: Collection[str] = ()) -> None:
+    """Rescale the schedule of `cfg`, in place, from SOLVER.REFERENCE_BATCH to SOLVER.IMS_PER_BATCH, and log it.
 
-    stated: keys that were given next to the batch size, on the command line; they are meant as they stand.
-    REFERENCE_BATCH becomes IMS_PER_BATCH, so that a config that has been scaled, and its dump, are not scaled again.
-    Raises ValueError, and changes nothing, where a number of iterations would not be whole.
+    explicit: keys given together with the batch size, on the command line, which are not changed.
+    REFERENCE_BATCH becomes IMS_PER_BATCH, so that a scaled config, and its dump, are not scaled again.
+    Raises ValueError, and changes nothing, if a number of iterations would not be an integer.
     """
     solver = cfg.SOLVER
     batch, reference = solver.IMS_PER_BATCH, solver.REFERENCE_BATCH
     if reference in (0, batch):
         return
-    scale = Fraction(batch, reference)
     keys = [*COUNTED_IN_ITERATIONS, *(["SOLVER.STEPS"] if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR" else [])]
-    old = {key: lookup(cfg, key) for key in keys if key not in stated}
-    new = {key: _divided(value, scale) for key, value in old.items()}
-    torn = [f"{key} {old[key]} would be {_text(value)}" for key, value in new.items() if not _whole(value)]
-    if torn:
+    old = {key: lookup(cfg, key) for key in keys if key not in explicit}
+    fractional = [key for key in old if not _divisible([old[key]], reference, batch)]
+    if fractional:
+        changes = [
+            f"{key} {old[key]} would be " + ", ".join(f"{v * reference / batch:.2f}" for v in _numbers(old[key]))
+            for key in fractional
+        ]
+        possible = [b for b in range(1, 4 * reference + 1) if _divisible(old.values(), reference, b)]
         raise ValueError(
             f"SOLVER.IMS_PER_BATCH is {batch}; the schedule, which is for {reference} (SOLVER.REFERENCE_BATCH), cannot "
-            f"be divided into whole iterations: {'; '.join(torn)}. Take another batch size, such as "
-            f"{', '.join(map(str, _possible(old.values(), reference)))}, state these keys next to it, "
-            "or set SOLVER.REFERENCE_BATCH 0 to leave the schedule as it stands"
+            f"be divided into whole iterations: {'; '.join(changes)}. Use another batch size, such as "
+            f"{', '.join(map(str, possible))}, set these keys as well, or keep the schedule as it is with "
+            "SOLVER.REFERENCE_BATCH 0"
         )
-    new = {key: [int(v) for v in value] if isinstance(value, list) else int(value) for key, value in new.items()}
-    if "SOLVER.BASE_LR" not in stated:
+    new: dict[str, Any] = {}
+    for key, value in old.items():
+        scaled = [v * reference // batch for v in _numbers(value)]
+        new[key] = scaled[0] if isinstance(value, int) else scaled
+    if "SOLVER.BASE_LR" not in explicit:
         old["SOLVER.BASE_LR"] = solver.BASE_LR
         new["SOLVER.BASE_LR"] = float(f"{solver.BASE_LR * batch / reference:.12g}")  # 3e-05, not 3.0000000000000004e-05
-    cfg.merge_from_list([part for key, value in new.items() for part in (key, value)])
+    cfg.merge_from_list([word for pair in new.items() for word in pair])
     solver.REFERENCE_BATCH = batch
     changes = ", ".join(f"{key} {old[key]} -> {new[key]}" for key in new if old[key] != new[key])
     logger.warning("The schedule is for a batch of %d and was scaled to %d: %s", reference, batch, changes)
 
 
-def _divided(value: int | Collection[int], scale: Fraction) -> Fraction | list[Fraction]:
-    return value / scale if isinstance(value, int) else [v / scale for v in value]
+def _numbers(value: int | Collection[int]) -> Collection[int]:
+    return [value] if isinstance(value, int) else value
 
 
-def _whole(value: Fraction | list[Fraction]) -> bool:
-    return all(v.denominator == 1 for v in (value if isinstance(value, list) else [value]))
-
-
-def _text(value: Fraction | list[Fraction]) -> str:
-    return ", ".join(f"{float(v):.2f}" for v in (value if isinstance(value, list) else [value]))
-
-
-def _possible(values: Collection, reference: int) -> list[int]:
-    """Batch sizes up to four times the reference that divide all the values."""
-    batches = range(1, 4 * reference + 1)
-    return [b for b in batches if all(_whole(_divided(value, Fraction(b, reference))) for value in values)]
+def _divisible(values: Iterable[int | Collection[int]], reference: int, batch: int) -> bool:
+    """Whether all `values`, iterations for the batch `reference`, are integers for `batch` too."""
+    return all(v * reference % batch == 0 for value in values for v in _numbers(value))

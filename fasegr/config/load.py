@@ -38,7 +38,7 @@ def load_cfg(path: str | os.PathLike, opts: Sequence[Any] = ()) -> CfgNode:
     _merge(cfg, read_yaml(path), str(path))
     _merge(cfg, options, "command line")
     validate(cfg)
-    scale_to_batch(cfg, stated=options)
+    scale_to_batch(cfg, explicit=options)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("MODEL.DEVICE is %s, but no GPU is available; using the CPU", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"
@@ -86,8 +86,8 @@ def _merge(cfg: CfgNode, values: Mapping[str, Any], source: str) -> None:
         section = [name for name in known if name.startswith(f"{key}.")]
         if section:
             raise ValueError(f"{source}: {key} is a section, not a value; its keys are {', '.join(section)}")
-        close = difflib.get_close_matches(key, known, n=3)
-        hint = f"did you mean {' or '.join(close)}?" if close else "all keys are in fasegr/config/defaults.py"
+        close = difflib.get_close_matches(key, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else "all keys are in fasegr/config/defaults.py"
         raise ValueError(f"{source}: the key {key} does not exist; {hint}")
     try:
         cfg.merge_from_list([word for pair in values.items() for word in pair])

@@ -57,19 +57,23 @@ BACKBONE_CHOICES: dict[str, dict[str, tuple]] = {
     "build_timm_backbone": {"MODEL.BACKBONE.FREEZE_AT": (0,)},
 }
 
-POSITIVE = (
-    "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
-    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS",
-    "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES",
-    "MODEL.MASK_FORMER.TRAIN_NUM_POINTS",
-    "MODEL.FASEG.HIGH_RES.OMEGA",
-    "SOLVER.IMS_PER_BATCH",
-    "SOLVER.ACCUMULATE",
-    "SOLVER.MAX_ITER",
-    "SOLVER.CHECKPOINT_PERIOD",
-    "INPUT.MIN_SIZE_TEST",
-    "INPUT.IMAGE_SIZE",
-)
+# Least values, and a remark on those that are not plain counts.
+MINIMA: dict[str, tuple[int, str]] = {
+    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": (1, ""),
+    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": (1, ""),
+    "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": (1, ""),
+    "MODEL.MASK_FORMER.TRAIN_NUM_POINTS": (1, ""),
+    "MODEL.MASK_FORMER.DEC_LAYERS": (2, ": the layers plus the prediction before the first (FASeg 14, Mask2Former 10)"),
+    "MODEL.FASEG.HIGH_RES.OMEGA": (1, ""),
+    "SOLVER.IMS_PER_BATCH": (1, ""),
+    "SOLVER.REFERENCE_BATCH": (0, "; 0 keeps the schedule as it is"),
+    "SOLVER.ACCUMULATE": (1, ""),
+    "SOLVER.MAX_ITER": (1, ""),
+    "SOLVER.CHECKPOINT_PERIOD": (1, ""),
+    "INPUT.MIN_SIZE_TEST": (1, ""),
+    "INPUT.IMAGE_SIZE": (1, ""),
+    "SPEED.THREADS": (0, "; 0 is torch's default"),
+}
 
 STAGES = ["res2", "res3", "res4", "res5"]
 
@@ -85,22 +89,15 @@ def _choices(cfg: CfgNode) -> Iterator[str]:
     for key, allowed in (CHOICES | BACKBONE_CHOICES.get(cfg.MODEL.BACKBONE.NAME, {})).items():
         if lookup(cfg, key) not in allowed:
             yield f"{key} is {lookup(cfg, key)!r}; it must be {' or '.join(map(repr, allowed))}"
-    for key in POSITIVE:
-        if lookup(cfg, key) < 1:
-            yield f"{key} is {lookup(cfg, key)}; it must be an int >= 1"
+    for key, (least, remark) in MINIMA.items():
+        if lookup(cfg, key) < least:
+            yield f"{key} is {lookup(cfg, key)}; it must be an int >= {least}{remark}"
     if cfg.MODEL.DEVICE.split(":")[0] not in ("cuda", "cpu", "mps"):
         yield f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}; it must be one of cuda, cpu, mps"
-    if cfg.SPEED.THREADS < 0:
-        yield f"SPEED.THREADS is {cfg.SPEED.THREADS}; it must be a number of threads, or 0 for torch's default"
 
 
 def _model(cfg: CfgNode) -> Iterator[str]:
     former, head, faseg = cfg.MODEL.MASK_FORMER, cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.FASEG
-    if former.DEC_LAYERS < 2:
-        yield (
-            f"MODEL.MASK_FORMER.DEC_LAYERS is {former.DEC_LAYERS}; it counts the layers plus the prediction before the "
-            "first one, so it must be >= 2 (14 in FASeg, 10 in Mask2Former)"
-        )
     if not 0 < faseg.MASK_THRESHOLD < 1:
         yield f"MODEL.FASEG.MASK_THRESHOLD is {faseg.MASK_THRESHOLD}; it must lie between 0 and 1 (0.15 in FASeg)"
     if faseg.HIGH_RES.SELECTION == "pixel" and faseg.HIGH_RES.ATTENTION in ("vanilla", "random", "rcda"):
@@ -196,11 +193,6 @@ def _solver(cfg: CfgNode) -> Iterator[str]:
         yield (
             f"SOLVER.ACCUMULATE is {solver.ACCUMULATE}; it must divide SOLVER.IMS_PER_BATCH, "
             f"which is {solver.IMS_PER_BATCH}"
-        )
-    if solver.REFERENCE_BATCH < 0:
-        yield (
-            f"SOLVER.REFERENCE_BATCH is {solver.REFERENCE_BATCH}; it must be the batch size that the schedule is for, "
-            "or 0 to use the schedule as it is with any batch size"
         )
     if clip.ENABLED and clip.CLIP_VALUE <= 0:
         yield (

@@ -89,9 +89,7 @@ def test_released_names_on_the_command_line(tmp_path):
     assert is_faseg(cfg.MODEL.FASEG)
     cfg = fasegr.load_cfg(path, [*CPU, *options, "MODEL.FASEG.MASK_THRESHOLD", "0.3"])
     assert cfg.MODEL.FASEG.MASK_THRESHOLD == 0.3
-    with pytest.raises(
-        ValueError, match=r"command line: .*DECODER_NAME is 'PixelShuffler'; the released names"
-    ):
+    with pytest.raises(ValueError, match=r"command line: .*DECODER_NAME is 'PixelShuffler'; the released names"):
         fasegr.load_cfg(path, [*CPU, "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME", "PixelShuffler"])
 
 

@@ -59,7 +59,13 @@ WINDOW = ["TEST.SLIDING_WINDOW.ENABLED", True]
         (["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "layer"], "CLIP_TYPE is 'layer'"),
         (["SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.0], r"CLIP_VALUE is 0\.0; it must be > 0"),
         ([*WINDOW, "TEST.SLIDING_WINDOW.SIZE", [512]], r"SIZE is \[512\]; it must be height and width"),
+        ([*WINDOW, "MODEL.MASK_FORMER.TEST.INSTANCE_ON", True], "cannot be merged across windows"),
+        (
+            ["TEST.AUG.ENABLED", True, "MODEL.MASK_FORMER.TEST.SEMANTIC_ON", False],
+            "only semantic scores are averaged",
+        ),
         ([*WINDOW, "TEST.SLIDING_WINDOW.OVERLAP", 1.0], r"OVERLAP is 1\.0; .* below 1"),
+        ([*WINDOW, "MODEL.MASK_FORMER.TEST.INSTANCE_ON", True], "cannot be merged across windows"),
     ],
 )
 def test_values_that_cannot_work(opts, message):
@@ -68,7 +74,7 @@ def test_values_that_cannot_work(opts, message):
 
 
 def test_all_problems_are_named_at_once():
-    with pytest.raises(ValueError, match=r"(?s)OMEGA is 0.*DEC_LAYERS is 1"):
+    with pytest.raises(ValueError, match=r"(?s)DEC_LAYERS is 1.*OMEGA is 0"):
         fasegr.load_cfg(R50, [*CPU, "MODEL.FASEG.HIGH_RES.OMEGA", 0, "MODEL.MASK_FORMER.DEC_LAYERS", 1])
 
 
