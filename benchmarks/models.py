@@ -29,7 +29,7 @@ from benchmarks.measure import (
     without_rest,
 )
 from benchmarks.sides import BACKWARD, CRITERION, DECODER, OPTIMIZER, Ours, Side, autocast, images, labelled_images
-from fasegr.analysis.operations import FORMULAS
+from fasegr.analysis.flops import FORMULAS
 from fasegr.modeling.ops import switches as fast_paths
 
 SEMANTIC_OUTPUT, OTHER = "semantic output", "other"

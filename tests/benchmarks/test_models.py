@@ -5,7 +5,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import models
 from benchmarks.case import Case
 from benchmarks.sides import Ours, images, labelled_images
-from fasegr.analysis.operations import FORMULAS
+from fasegr.analysis.flops import FORMULAS
 
 CPU = torch.device("cpu")
 NETWORK = ["backbone", "pixel decoder", "decoder"]
