@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Write a checkpoint in another form: the end of OUTPUT says which.
+"""Convert a checkpoint to the format that the extension of OUTPUT names.
 
 python tools/convert_weights.py output/model_final.pth faseg_r50.pth           # as FASeg and Mask2Former release them
-python tools/convert_weights.py output/model_final.pth faseg_r50.pkl           # the same in numpy, as detectron2's
-python tools/convert_weights.py output/model_final.pth faseg_r50.safetensors   # and back
+python tools/convert_weights.py output/model_final.pth faseg_r50.pkl           # numpy arrays, as in detectron2's zoo
+python tools/convert_weights.py output/model_final.pth faseg_r50.safetensors
 
-INPUT may be any file that MODEL.WEIGHTS takes, also a URL or a name like fasegr://ade20k/faseg_r50. The weights alone
-are written, without the state of the optimizer, under the names that they have. Released checkpoints also hold the
-loss's weight of each class, which is made where it is missing.
+INPUT may be anything that MODEL.WEIGHTS accepts, including a URL or a name like fasegr://ade20k/faseg_r50. Only the
+weights are written, without the optimizer's state, and keep their names. Released checkpoints also have the criterion's
+class weights, which are added if they are missing.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
 
 from fasegr.checkpoint import local_path, read_checkpoint
-from fasegr.checkpoint.checkpointer import replacing
 from fasegr.d2 import setup_logger
 from fasegr.engine.launch import readable_errors
+from fasegr.utils.files import replacing
 
 CLASSIFIER = "sem_seg_head.predictor.class_embed.weight"  # (classes + 1, C)
 CLASS_WEIGHTS = "criterion.empty_weight"  # (classes + 1,)
 
 
 def released(weights: dict[str, Tensor], no_object_weight: float = 0.1) -> dict[str, Tensor]:
-    """`weights` with all that a released checkpoint holds: the loss's class weights are a part of it there.
+    """`weights` with everything that a released checkpoint has, which includes the criterion's class weights.
 
-    no_object_weight: MODEL.MASK_FORMER.NO_OBJECT_WEIGHT. A file of a backbone, which has no classes, stays as it is.
+    no_object_weight: MODEL.MASK_FORMER.NO_OBJECT_WEIGHT. Weights of a backbone, which has no classes, are unchanged.
     """
     if CLASSIFIER not in weights or CLASS_WEIGHTS in weights:
         return dict(weights)
@@ -48,13 +48,10 @@ def released(weights: dict[str, Tensor], no_object_weight: float = 0.1) -> dict[
 
 
 def write(weights: dict[str, Tensor], path: str) -> None:
-    """Write `weights` to `path`, whole or not at all. Raises ValueError for an ending other than of `FORMS`."""
-    form = os.path.splitext(path)[1]
-    if form not in FORMS:
-        raise ValueError(f"{path} ends in {form!r}; it must end in {', '.join(FORMS)}")
+    """Write `weights` to `path` in the format of its extension, one of FORMATS."""
     weights = {name: value.contiguous() for name, value in weights.items()}
     with replacing(path, "wb") as file:
-        FORMS[form](weights, file)
+        FORMATS[os.path.splitext(path)[1]](weights, file)
 
 
 def _write_pth(weights: dict[str, Tensor], file: IO[bytes]) -> None:
@@ -62,21 +59,21 @@ def _write_pth(weights: dict[str, Tensor], file: IO[bytes]) -> None:
 
 
 def _write_pkl(weights: dict[str, Tensor], file: IO[bytes]) -> None:
-    # detectron2 takes a file with an author as one that has its own names, and any other as Caffe2's
+    # without an author detectron2 would take the names for Caffe2's
     content = {"model": {name: value.numpy() for name, value in weights.items()}, "__author__": "fasegr"}
     pickle.dump(content, file, protocol=2)
 
 
 def _write_safetensors(weights: dict[str, Tensor], file: IO[bytes]) -> None:
-    # clones, since the format refuses tensors that share memory
+    # cloned, because the format does not allow tensors that share memory
     file.write(safetensors.torch.save({name: value.clone() for name, value in weights.items()}, {"format": "pt"}))
 
 
-FORMS = {".pth": _write_pth, ".pkl": _write_pkl, ".safetensors": _write_safetensors}
+FORMATS = {".pth": _write_pth, ".pkl": _write_pkl, ".safetensors": _write_safetensors}
 
 
 def table(weights: dict[str, Tensor]) -> str:
-    """Entries and numbers of each part of the model."""
+    """Numbers of tensors and of their elements in each part of the model."""
     parts = {name: ".".join(name.split(".")[: 2 if name.startswith("sem_seg_head.") else 1]) for name in weights}
     entries = Counter(parts.values())
     numbers = Counter()
@@ -89,17 +86,17 @@ def table(weights: dict[str, Tensor]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The program. Raises SystemExit with 2 for what the user can put right."""
+    """The program. Raises SystemExit with code 2 for errors that the user can fix."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("input", metavar="INPUT", help="file, URL or name of a model zoo")
-    parser.add_argument("output", metavar="OUTPUT", help=f"file that ends in {', '.join(FORMS)}")
+    parser.add_argument("input", metavar="INPUT", help="file, URL or model zoo name")
+    parser.add_argument("output", metavar="OUTPUT", help=f"file ending in {', '.join(FORMATS)}")
     parser.add_argument("--force", action="store_true", help="replace OUTPUT if it exists")
     parser.add_argument(
         "--no-object-weight", type=float, default=0.1, help="MODEL.MASK_FORMER.NO_OBJECT_WEIGHT of the training (0.1)"
     )
     args = parser.parse_args(arguments)
-    if os.path.splitext(args.output)[1] not in FORMS:  # before minutes of reading
-        parser.error(f"{args.output} must end in {', '.join(FORMS)}")
+    if os.path.splitext(args.output)[1] not in FORMATS:  # before minutes of reading
+        parser.error(f"{args.output} must end in {', '.join(FORMATS)}")
     if os.path.exists(args.output) and not args.force:
         parser.error(f"{args.output} exists; --force replaces it")
     with readable_errors():

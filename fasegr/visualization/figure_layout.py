@@ -1,4 +1,4 @@
-"""Pages of pictures: fonts and lengths, titles, legends, rows and columns."""
+"""Layout of figures: fonts and line widths, titles, legends, rows and columns of images."""
 
 from __future__ import annotations
 
@@ -6,127 +6,131 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 __all__ = [
-    "FAINT_INK",
-    "INK",
-    "PAPER",
+    "BACKGROUND",
+    "MUTED_TEXT_COLOR",
+    "TEXT_COLOR",
     "Style",
+    "concat",
+    "draw_rounded_box",
+    "image_grid",
     "legend",
-    "picture_table",
-    "rounded_box",
-    "scaled",
-    "stack",
-    "title_cell",
+    "resize_to_width",
+    "title_strip",
+    "with_caption",
     "with_margin",
-    "with_note",
 ]
 
-INK = (32, 36, 42)
-FAINT_INK = (116, 122, 130)
-PAPER = (255, 255, 255)
+TEXT_COLOR = (32, 36, 42)
+MUTED_TEXT_COLOR = (116, 122, 130)
+BACKGROUND = (255, 255, 255)
 
 
 class Style(NamedTuple):
-    """Sizes that go with the size of a picture. Lengths in pixels."""
+    """Sizes in pixels that suit an image."""
 
     font: ImageFont.FreeTypeFont
-    text: int  # height of the font
-    line: int  # width of outlines
+    font_size: int
+    line_width: int  # of outlines
 
     @classmethod
     def of(cls, shorter_side: int) -> Style:
-        text = max(12, round(shorter_side / 34))
-        return cls(ImageFont.load_default(text), text, max(1, round(shorter_side / 400)))
+        """The style for an image whose shorter side has that many pixels."""
+        font_size = max(12, round(shorter_side / 34))
+        return cls(ImageFont.load_default(font_size), font_size, max(1, round(shorter_side / 400)))
 
-    def width(self, text: str) -> int:
+    def text_width(self, text: str) -> int:
         return math.ceil(self.font.getlength(text))
 
 
-def rounded_box(picture: Image.Image, box: tuple[int, int, int, int], color: Sequence[int], opacity: float = 1) -> None:
-    """Fill a box (left, top, right, bottom) with round corners, smoothly, which PIL's own drawing is not."""
-    size, fine = (box[2] - box[0], box[3] - box[1]), 4
-    mask = Image.new("L", (size[0] * fine, size[1] * fine))
+def draw_rounded_box(
+    image: Image.Image, box: tuple[int, int, int, int], color: Sequence[int], opacity: float = 1
+) -> None:
+    """Fill a box (left, top, right, bottom) with round corners; antialiased, which PIL's own drawing is not."""
+    size, scale = (box[2] - box[0], box[3] - box[1]), 4
+    mask = Image.new("L", (size[0] * scale, size[1] * scale))
     corners = (0, 0, mask.width - 1, mask.height - 1)
     ImageDraw.Draw(mask).rounded_rectangle(corners, radius=mask.height / 4, fill=round(255 * opacity))
-    picture.paste(tuple(int(v) for v in color), box, mask.resize(size, Image.Resampling.BOX))
+    image.paste(tuple(int(v) for v in color), box, mask.resize(size, Image.Resampling.BOX))
 
 
-def scaled(picture: Image.Image, width: int, smooth: bool = True) -> Image.Image:
-    """To a width in pixels. What is not smooth keeps its hard edges when enlarged."""
-    size = (width, max(1, round(picture.height * width / picture.width)))
-    if width < picture.width:
-        return picture.resize(size, Image.Resampling.LANCZOS if smooth else Image.Resampling.BOX)
-    return picture.resize(size, Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST)
+def resize_to_width(image: Image.Image, width: int, smooth: bool = True) -> Image.Image:
+    """Resize to a width in pixels. smooth: False keeps hard edges when enlarging, for label maps."""
+    size = (width, max(1, round(image.height * width / image.width)))
+    if width < image.width:
+        return image.resize(size, Image.Resampling.LANCZOS if smooth else Image.Resampling.BOX)
+    return image.resize(size, Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST)
 
 
-def title_cell(text: str, width: int, style: Style) -> Image.Image:
-    size = round(1.25 * style.text)
-    cell = Image.new("RGB", (width, round(1.8 * size)), PAPER)
-    ImageDraw.Draw(cell).text((width / 2, cell.height / 2), text, INK, ImageFont.load_default(size), anchor="mm")
-    return cell
+def title_strip(text: str, width: int, style: Style) -> Image.Image:
+    """A strip of `width` pixels with a title in its middle."""
+    size = round(1.25 * style.font_size)
+    return _text_strip(text, (width, round(1.8 * size)), size, TEXT_COLOR)
 
 
-def with_note(picture: Image.Image, note: str, style: Style) -> Image.Image:
-    """A picture with a line of small print below."""
-    size = style.text
-    line = Image.new("RGB", (picture.width, round(1.7 * size)), PAPER)
-    ImageDraw.Draw(line).text(
-        (line.width / 2, line.height / 2), note, FAINT_INK, ImageFont.load_default(size), anchor="mm"
-    )
-    return stack([picture, line])
+def with_caption(image: Image.Image, caption: str, style: Style) -> Image.Image:
+    """An image with a line of muted text below."""
+    size = (image.width, round(1.7 * style.font_size))
+    return concat([image, _text_strip(caption, size, style.font_size, MUTED_TEXT_COLOR)])
+
+
+def _text_strip(text: str, size: tuple[int, int], font_size: int, color: Sequence[int]) -> Image.Image:
+    strip = Image.new("RGB", size, BACKGROUND)
+    font = ImageFont.load_default(font_size)
+    ImageDraw.Draw(strip).text((size[0] / 2, size[1] / 2), text, color, font, anchor="mm")
+    return strip
 
 
 def legend(entries: Sequence[tuple[str, Sequence[int]]], width: int, style: Style) -> Image.Image:
-    """Patches of colour with names, in as many lines as they need; of no height if there are none."""
-    pad, line_height = round(0.6 * style.text), round(1.7 * style.text)
-    patch = (round(1.5 * style.text), round(0.95 * style.text))
-    places = []
+    """Patches of colour with names, in as many lines as they need; of height 0 if there are none."""
+    pad, line_height = round(0.6 * style.font_size), round(1.7 * style.font_size)
+    patch = (round(1.5 * style.font_size), round(0.95 * style.font_size))
+    text_offset = patch[0] + round(0.45 * style.font_size)
+    placed = []
     x, y = pad, 0
     for name, color in entries:
-        entry = patch[0] + round(0.45 * style.text) + style.width(name)
-        if x > pad and x + entry + pad > width:
+        entry_width = text_offset + style.text_width(name)
+        if x > pad and x + entry_width + pad > width:
             x, y = pad, y + line_height
-        places.append((x, y, name, color))
-        x += entry + round(1.3 * style.text)
-    picture = Image.new("RGB", (width, y + line_height + pad if places else 0), PAPER)
-    draw = ImageDraw.Draw(picture)
-    for x, y, name, color in places:
+        placed.append((x, y, name, color))
+        x += entry_width + round(1.3 * style.font_size)
+    image = Image.new("RGB", (width, y + line_height + pad if placed else 0), BACKGROUND)
+    draw = ImageDraw.Draw(image)
+    for x, y, name, color in placed:
         middle = y + (pad + line_height) // 2
         top = middle - patch[1] // 2
-        rounded_box(picture, (x, top, x + patch[0], top + patch[1]), color)
-        draw.text((x + patch[0] + round(0.45 * style.text), middle), name, INK, style.font, anchor="lm")
-    return picture
+        draw_rounded_box(image, (x, top, x + patch[0], top + patch[1]), color)
+        draw.text((x + text_offset, middle), name, TEXT_COLOR, style.font, anchor="lm")
+    return image
 
 
-def stack(pictures: Sequence[Image.Image], gap: int = 0, across: bool = False) -> Image.Image:
-    """Pictures one below the other, or across the page, on paper."""
-    gaps = gap * (len(pictures) - 1)
-    widths, heights = [p.width for p in pictures], [p.height for p in pictures]
-    size = (sum(widths) + gaps, max(heights)) if across else (max(widths), sum(heights) + gaps)
-    page = Image.new("RGB", size, PAPER)
+def concat(images: Sequence[Image.Image], gap: int = 0, horizontal: bool = False) -> Image.Image:
+    """Images one below the other, or side by side, `gap` pixels apart."""
+    gaps = gap * (len(images) - 1)
+    widths, heights = [image.width for image in images], [image.height for image in images]
+    size = (sum(widths) + gaps, max(heights)) if horizontal else (max(widths), sum(heights) + gaps)
+    whole = Image.new("RGB", size, BACKGROUND)
     offset = 0
-    for picture in pictures:
-        page.paste(picture, (offset, 0) if across else (0, offset))
-        offset += (picture.width if across else picture.height) + gap
-    return page
+    for image in images:
+        whole.paste(image, (offset, 0) if horizontal else (0, offset))
+        offset += (image.width if horizontal else image.height) + gap
+    return whole
 
 
-def with_margin(picture: Image.Image, margin: int) -> Image.Image:
-    page = Image.new("RGB", (picture.width + 2 * margin, picture.height + 2 * margin), PAPER)
-    page.paste(picture, (margin, margin))
-    return page
+def with_margin(image: Image.Image, margin: int) -> Image.Image:
+    return ImageOps.expand(image, margin, BACKGROUND)
 
 
-def picture_table(
+def image_grid(
     rows: Sequence[Sequence[Image.Image]],
     titles: Sequence[str],
     entries: Sequence[tuple[str, Sequence[int]]],
     cell_width: int,
 ) -> Image.Image:
-    """Rows of pictures that are `cell_width` wide, below the titles of the columns and above a legend of `entries`."""
+    """Rows of images `cell_width` pixels wide, below the titles of the columns and above a legend of `entries`."""
     style, gap = Style.of(round(1.1 * cell_width)), max(2, cell_width // 80)
-    lines = [[title_cell(title, cell_width, style) for title in titles], *rows]
-    page = [stack(cells, gap, across=True) for cells in lines]
-    return with_margin(stack([*page, legend(entries, page[0].width, style)], gap), 2 * gap)
+    header = [title_strip(title, cell_width, style) for title in titles]
+    lines = [concat(images, gap, horizontal=True) for images in (header, *rows)]
+    return with_margin(concat([*lines, legend(entries, lines[0].width, style)], gap), 2 * gap)

@@ -1,24 +1,14 @@
-import importlib.util
-from pathlib import Path
-
 import pytest
+import torch
 
 import fasegr
-from tools.ablation.tables import TABLES
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location("ablation_costs", ROOT / "tools" / "ablation_costs.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from fasegr.analysis.memory import count_training_memory
+from tools import ablation_costs as tool
+from tools.ablation.tables import CONFIGS, TABLES
 
 
 @pytest.fixture(scope="module")
-def costs(tool):
+def costs():
     """Of the rows of Tables 6 and 7 by name: in a smaller model, of whose layers one reads the 1/4 map."""
     smaller = [
         *("MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"),
@@ -27,7 +17,7 @@ def costs(tool):
     rows = [
         (TABLES[name], row) for name in "67" for row in TABLES[name].rows if row.name not in ("omega_1", "omega_32")
     ]
-    return {row.name: tool.costs_of(table, row, (512, 512), 4, "cpu", smaller) for table, row in rows}
+    return {row.name: tool.row_cost(table, row, (512, 512), 4, "cpu", smaller) for table, row in rows}
 
 
 def test_multiply_adds(costs):
@@ -62,7 +52,7 @@ def test_parameters_of_table_4():
     assert [round(sum(p.numel() for p in model.parameters()) / 1e6) for model in models] == [44, 44, 50, 51]
 
 
-def test_lines(tool):
+def test_lines():
     table = TABLES["4"]
     cost = tool.RowCost(43_987_000, 67_500_000_000, 2**30, 2**31)
     title, head, rule, *rows = tool.lines(table, [(row, cost) for row in table.rows])
@@ -77,14 +67,14 @@ def test_lines(tool):
     assert rows[3] == "| HRCA | 43.99 | 67.5 (72) | 2048 (6343) |"
 
 
-def test_the_program_costs_rows_once(tool, capsys, monkeypatch):
+def test_the_program_costs_rows_once(capsys, monkeypatch):
     asked = []
 
-    def costs_of(table, row, size, batch, device, options):
+    def row_cost(table, row, size, batch, device, options):
         asked.append((row.name, size, batch, device, list(options)))
         return tool.RowCost(1, 2, 3, 4)
 
-    monkeypatch.setattr(tool, "costs_of", costs_of)
+    monkeypatch.setattr(tool, "row_cost", row_cost)
     tool.main(
         ["--table", "6", "7", "--size", "64", "96", "--batch", "2", "--device", "cpu", "MODEL.RESNETS.DEPTH", "18"]
     )
@@ -98,8 +88,25 @@ def test_the_program_costs_rows_once(tool, capsys, monkeypatch):
     ("arguments", "message"),
     [(["--batch", "0"], "--batch is 0"), (["--size", "100", "64"], "--size is 100 64"), (["--table", "9"], "'9'")],
 )
-def test_what_cannot_be_done_is_one_message(tool, arguments, message, capsys):
+def test_what_cannot_be_done_is_one_message(arguments, message, capsys):
     with pytest.raises(SystemExit) as stopped:
         tool.main(arguments)
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_random_samples_have_masks_of_all_classes():
+    samples = tool.random_samples(3, (64, 96), 2)
+    assert [sample["image"].shape for sample in samples] == [(3, 64, 96)] * 2
+    masks = samples[0]["masks"]
+    assert masks.shape == (10, 64, 96)
+    assert torch.equal(masks.sum(0), torch.ones(64, 96, dtype=torch.int64))
+    assert masks.flatten(1).any(1).all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_measured_memory():
+    cfg = fasegr.load_cfg(CONFIGS / "quickstart/faseg_scenes.yaml", ["MODEL.DEVICE", "cuda"])
+    model = fasegr.build_model(cfg)
+    counted = count_training_memory(fasegr.build_model(cfg).cpu(), (64, 64), batch=2, amp_dtype=torch.float16)
+    assert tool.measure_training_memory(model, (64, 64), 2, torch.float16) > counted.state

@@ -1,21 +1,14 @@
-import importlib.util
 from pathlib import Path
 
 import pytest
+
+from tools import analyze_model as tool
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = str(ROOT / "configs/quickstart/faseg_scenes.yaml")
 
 
-@pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location("analyze_model", ROOT / "tools" / "analyze_model.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_table_and_speed(tool, capsys, monkeypatch):
+def test_table_and_speed(capsys, monkeypatch):
     monkeypatch.setattr(tool, "tune_process", lambda **settings: None)  # of the process, which other tests share
     tool.main(["--config-file", QUICKSTART, "--size", "64", "96", "--device", "cpu", "--repeats", "2"])
     lines = capsys.readouterr().out.splitlines()
@@ -25,7 +18,7 @@ def test_table_and_speed(tool, capsys, monkeypatch):
     assert "median of 2" in lines[-1]
 
 
-def test_config_keys_count(tool, capsys):
+def test_config_keys_count(capsys):
     tool.main(["--config-file", QUICKSTART, "--no-speed", "--depth", "1", "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", "7"])
     one = capsys.readouterr().out
     tool.main(["--config-file", QUICKSTART, "--no-speed", "--depth", "1"])
@@ -36,7 +29,7 @@ def test_config_keys_count(tool, capsys):
     ("arguments", "message"),
     [(["--batch", "0"], "--batch is 0"), (["--size", "0", "5"], "--size is 0 5"), (["SOLVER.MAX_ITR", "1"], "MAX_ITR")],
 )
-def test_what_cannot_be_done_is_one_message(tool, arguments, message, capsys):
+def test_what_cannot_be_done_is_one_message(arguments, message, capsys):
     with pytest.raises(SystemExit) as stopped:
         tool.main(["--config-file", QUICKSTART, *arguments])
     assert stopped.value.code == 2

@@ -1,4 +1,3 @@
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -6,20 +5,11 @@ import pytest
 from PIL import Image
 
 from fasegr.d2 import DatasetCatalog, MetadataCatalog
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location("compare_predictions", ROOT / "tools" / "compare_predictions.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from tools import compare_predictions as tool
 
 
 @pytest.fixture
-def run(tool, tiny_models, monkeypatch, tmp_path, capsys):
+def run(tiny_models, monkeypatch, tmp_path, capsys):
     """run(*arguments, models=2) -> exit code, standard output, standard error; there are images and labels 0 to 4."""
     monkeypatch.setattr(tool, "setup_logger", lambda **options: None)
     monkeypatch.chdir(tmp_path)
@@ -40,9 +30,9 @@ def run(tool, tiny_models, monkeypatch, tmp_path, capsys):
     return run
 
 
-def test_images_with_truth_and_without(run):
+def test_images_with_ground_truth_and_without(run):
     code, out, _ = run("--image", "0.png", "1.png", "--names", "A", "B")
-    assert code == 0 and "0.png  B:" in out and "% as A" in out and "2 images, 2 models" in out
+    assert code == 0 and "0.png  B:" in out and "% same as A" in out and "2 images, 2 models" in out
     without = Image.open("comparison.png").width
     code, out, _ = run("--image", "0.png", "1.png", "--labels", "0_labels.png", "1_labels.png", "--zoom")
     assert code == 0 and "dfpq: mIoU" in out and "mask2former: mIoU" in out
@@ -63,27 +53,27 @@ def test_a_dataset_is_sampled_evenly(run):
         MetadataCatalog.remove(name)
 
 
-def test_miou_is_over_the_classes_of_the_truth(tool):
+def test_miou_is_over_the_classes_of_the_truth():
     truth = np.array([[0, 0, 1, 1, 255, 255]], np.uint8)
     prediction = np.array([[0, 2, 1, 1, 1, 2]])
     assert tool.miou(truth, prediction, 3) == pytest.approx(100 * (1 / 2 + 1) / 2)
     assert np.isnan(tool.miou(np.full((1, 2), 255), np.zeros((1, 2), int), 3))
 
 
-def test_the_part_where_models_differ_most(tool):
-    photo = Image.new("RGB", (60, 30))
+def test_the_part_where_models_differ_most():
+    image = Image.new("RGB", (60, 30))
     same, other, truth = (np.zeros((30, 60), int) for _ in range(3))
     other[21:27, 42:50], other[2, 2] = 1, 1
-    left, top, right, bottom = tool.most_different(tool.Row(photo, None, [same, other], []), 255)
+    left, top, right, bottom = tool.most_different(tool.Row(image, None, [same, other], []), 255)
     assert (right - left, bottom - top) == (20, 10)
     assert left <= 42 and right >= 50 and top <= 21 and bottom >= 27
     truth[20:] = 255  # not labelled: no difference that counts
-    assert tool.most_different(tool.Row(photo, truth, [same, other], []), 255)[:2] == (0, 0)
+    assert tool.most_different(tool.Row(image, truth, [same, other], []), 255)[:2] == (0, 0)
     truth[:] = 0
-    assert tool.most_different(tool.Row(photo, truth, [same], []), 255) is None
-    assert tool.most_different(tool.Row(photo, truth, [other], []), 255) == (left, top, right, bottom)
+    assert tool.most_different(tool.Row(image, truth, [same], []), 255) is None
+    assert tool.most_different(tool.Row(image, truth, [other], []), 255) == (left, top, right, bottom)
     tiny = np.zeros((2, 2), int)
-    assert tool.most_different(tool.Row(photo, None, [tiny, tiny + 1], []), 255) is None
+    assert tool.most_different(tool.Row(image, None, [tiny, tiny + 1], []), 255) is None
 
 
 @pytest.mark.parametrize(
@@ -91,8 +81,8 @@ def test_the_part_where_models_differ_most(tool):
     [
         (["--image", "missing.png"], "missing.png: there is no such file"),
         (["--image", "0.png", "--labels", "0_labels.png", "1_labels.png"], "there are 2 --labels for 1 --image"),
-        (["--dataset", "nowhere"], "--dataset nowhere: there is no such dataset; there are"),
-        (["--dataset", "x", "--labels", "0_labels.png"], "a dataset brings its own"),
+        (["--dataset", "nowhere"], "--dataset is nowhere; the registered datasets are"),
+        (["--dataset", "x", "--labels", "0_labels.png"], "a dataset has its own"),
         (["--dataset", "x", "--number", "0"], "--number is 0"),
         (["--image", "0.png", "--cell-width", "9"], "--cell-width is 9"),
         (["--image", "0.png", "--output", "."], "--output is ."),

@@ -1,24 +1,16 @@
 import csv
-import importlib.util
 import shlex
 from pathlib import Path
 
 import pytest
-from tests.ablation.study import TRAINER
 
 from tests.engine.tiny_training import write_dataset
+from tests.tools.ablation.study import TRAINER
+from tools import run_ablation as tool
 from tools.ablation import execution
 
 ROOT = Path(__file__).parents[2]
 STEPS = ["SOLVER.MAX_ITER", "4"]
-
-
-@pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location("run_ablation", ROOT / "tools" / "run_ablation.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -32,7 +24,7 @@ def arguments(tmp_path, monkeypatch):
     ]
 
 
-def test_commands_alone(tool, arguments, tmp_path, capsys):
+def test_commands_alone(arguments, tmp_path, capsys):
     tool.main([*arguments, "--dry-run", *STEPS])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
@@ -41,7 +33,7 @@ def test_commands_alone(tool, arguments, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_runs_and_tables(tool, arguments, tmp_path, capsys):
+def test_runs_and_tables(arguments, tmp_path, capsys):
     tool.main([*arguments, *STEPS])
     assert "| DFPQ | 52.00 | 1 | 48.3 |" in capsys.readouterr().out
     folder = tmp_path / "out/table5"
@@ -53,7 +45,7 @@ def test_runs_and_tables(tool, arguments, tmp_path, capsys):
     tool.main([*arguments, *STEPS])
 
 
-def test_a_failed_run_ends_in_code_1_with_its_log(tool, arguments, tmp_path, capsys):
+def test_a_failed_run_ends_in_code_1_with_its_log(arguments, tmp_path, capsys):
     (tmp_path / "out/table5/learnable").mkdir(parents=True)
     (tmp_path / "out/table5/learnable/fail").touch()
     with pytest.raises(SystemExit) as stopped:
@@ -70,22 +62,22 @@ def test_a_failed_run_ends_in_code_1_with_its_log(tool, arguments, tmp_path, cap
     [
         (["--seeds", "0"], "--seeds is 0"),
         (["--gpus-per-run", "-1"], "--gpus-per-run is -1"),
-        (["--rows", "nobody"], "--rows: nobody not known; the rows are dfpq, dynamic_anchor"),
+        (["--rows", "nobody"], "--rows: nobody unknown; the rows are dfpq, dynamic_anchor"),
         (["--rows", "nobody.yaml"], "nobody.yaml is neither a row"),
-        (["SOLVER.MAX_ITER"], "'SOLVER.MAX_ITER' has no partner"),
+        (["SOLVER.MAX_ITER"], "'SOLVER.MAX_ITER' has no value"),
         (["--", "SOLVER.MAX_ITR", "4"], "MAX_ITR"),
         (["--dataset", "nobody"], "nobody has no config of its own"),
         (["--table", "9"], "'9'"),
     ],
 )
-def test_what_cannot_be_done_is_one_message(tool, arguments, changes, message, capsys):
+def test_what_cannot_be_done_is_one_message(arguments, changes, message, capsys):
     with pytest.raises(SystemExit) as stopped:
         tool.main([*arguments, *changes])
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
 
 
-def test_a_real_run(tool, tmp_path, capsys, monkeypatch):
+def test_a_real_run(tmp_path, capsys, monkeypatch):
     """A row of one's own, of two iterations, on a dataset and base of one's own."""
     write_dataset(tmp_path / "data", size=64)
     base = tmp_path / "base.yaml"

@@ -1,4 +1,3 @@
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -6,21 +5,12 @@ import pytest
 import torch
 from PIL import Image
 
-from fasegr.visualization.attention import Look
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location("visualize_attention", ROOT / "tools" / "visualize_attention.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from fasegr.visualization.attention import AttentionRecord
+from tools import visualize_attention as tool
 
 
 @pytest.fixture
-def run(tool, tiny_models, monkeypatch, tmp_path, capsys):
+def run(tiny_models, monkeypatch, tmp_path, capsys):
     """run(*arguments, models=1) -> exit code, standard output, standard error; a.png is of sky above grass."""
     monkeypatch.setattr(tool, "setup_logger", lambda **options: None)
     monkeypatch.chdir(tmp_path)
@@ -68,7 +58,7 @@ def test_models_side_by_side(run):
             "--class car: there is none in labels.png; there are sky, grass",
         ),
         (["--point", "60", "0"], "--point is 60 0; the image is 60 x 40"),
-        (["--labels", "labels.png", "--point", "55", "30"], "--point 55 30: is not labelled in labels.png"),
+        (["--labels", "labels.png", "--point", "55", "30"], "--point 55 30 is not labelled in labels.png"),
         (["--query", "4"], "--query is 4; the first model has queries 0 to 3"),
         (["--names", "A", "B"], "--names has 2 (A, B) for 1"),
         (["--weights", "more.pth"], "there are 2 --weights for 1 --config-file"),
@@ -86,14 +76,14 @@ def test_what_cannot_be_done_is_one_message(run, arguments, message):
     assert not Path("attention.png").exists()
 
 
-def test_a_query_is_its_own_target(tool):
-    """Masks of two queries at the size of the pictures; the second is empty."""
+def test_a_query_is_its_own_target():
+    """Masks of two queries at the size of the panels; the second is empty."""
     masks = torch.zeros(2, 4, 6)
     masks[0, :2] = 0.9
-    seen = Look(None, torch.tensor([[0.1, 0.6, 0.3], [0.5, 0.2, 0.3]]), masks, [], (1.0, 1.0), (16, 24))
+    record = AttentionRecord(None, torch.tensor([[0.1, 0.6, 0.3], [0.5, 0.2, 0.3]]), masks, [], (1.0, 1.0), (16, 24))
     args = tool.parse_args(["--image", "a.png", "--config-file", "x.yaml", "--query", "0"])
-    (target,) = tool.choose_targets(args, seen, None, ["sea", "land"], (60, 40))
+    (target,) = tool.choose_targets(args, record, None, ["sea", "land"], (60, 40))
     assert target.name == "land" and target.mask[:2].all() and not target.mask[2:].any()
     args.query = 1
     with pytest.raises(ValueError, match="--query 1: its mask is empty"):
-        tool.choose_targets(args, seen, None, ["sea", "land"], (60, 40))
+        tool.choose_targets(args, record, None, ["sea", "land"], (60, 40))

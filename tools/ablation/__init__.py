@@ -1,1 +1,1 @@
-"""The paper's tables as things that can be run: what each row is, its runs, what came out."""
+"""The ablation study of the paper's tables: their rows, the training runs of the rows, and reports of the results."""

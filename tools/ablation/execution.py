@@ -1,4 +1,4 @@
-"""Runs as processes: several at once, one on each GPU, watched until all have ended, stopped together."""
+"""Runs as processes: several at once, one on each GPU, monitored until all have ended, stopped together."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ __all__ = ["CONSOLE", "ROOT", "Failure", "command", "execute", "failure_of", "st
 
 ROOT = Path(__file__).parents[2]
 TRAINER = ROOT / "train_net.py"
-CONSOLE = "console.txt"  # what a run printed; its own log.txt begins only when its config has been read
+CONSOLE = "console.txt"  # the output of a run; its log.txt starts only after the config has been read
 
 
 class Failure(NamedTuple):
-    """run: that ended without a score. reason: its exit code, or what is missing. log: what it printed."""
+    """run: one that ended without a score. reason: its exit code, or what is missing. log: its output."""
 
     run: Run
     reason: str
@@ -40,17 +40,17 @@ class _Process(NamedTuple):
 
 
 def command(run: Run, num_gpus: int) -> list[str]:
-    """The command line of a run. It continues where an earlier one stopped, and begins where there is none."""
+    """The command line of a run, which resumes from an earlier one if there is one."""
     options = [str(word) for word in (*run.options, "OUTPUT_DIR", run.folder)]
     config = ["--config-file", str(run.config), "--num-gpus", str(num_gpus), "--resume"]
     return [sys.executable, str(TRAINER), *config, *options]
 
 
 def start(run: Run, lock: int, num_gpus: int, *, gpus: str | None = None, threads: int = 1) -> subprocess.Popen:
-    """The process of a run, on its own in the terminal's eyes: a Ctrl-C there does not reach it.
+    """Start the process of a run, in a session of its own so that Ctrl-C in the terminal does not reach it.
 
-    lock: of `locked`, which the process keeps to its end. num_gpus: 0 is the CPU, with `threads` threads. gpus: the
-    ones to be used, as CUDA_VISIBLE_DEVICES names them, where that is not settled.
+    lock: of `locked`, which the process holds to its end. num_gpus: 0 is the CPU, with `threads` threads. gpus: value
+    of CUDA_VISIBLE_DEVICES, None to leave it as it is.
     """
     write_identity(run)
     environment = dict(os.environ)
@@ -58,7 +58,7 @@ def start(run: Run, lock: int, num_gpus: int, *, gpus: str | None = None, thread
         environment["CUDA_VISIBLE_DEVICES"] = gpus
     if num_gpus == 0:
         environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(threads)
-    # SLURM may announce the end of a job by SIGUSR2 to all of its processes, and that would end this one at once
+    # SLURM may send SIGUSR2 to all processes of a job before its time is up, which would kill this one
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
     try:
         with open(run.folder / CONSOLE, "a") as console:
@@ -76,7 +76,7 @@ def start(run: Run, lock: int, num_gpus: int, *, gpus: str | None = None, thread
 
 
 def failure_of(run: Run, code: int) -> Failure | None:
-    """What is wrong with a run whose process ended with `code`; None if it is done."""
+    """Why a run whose process ended with `code` has failed; None if it has not."""
     if code:
         reason = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     elif score(run) is None:
@@ -94,20 +94,20 @@ def execute(
     threads: int = 1,
     bar: tqdm | None = None,
     interval: float = 0.5,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> list[Failure]:
-    """Bring all of `runs` to their end, `jobs` at once. Returns those that failed; the others have a score.
+    """Finish all of `runs`, `jobs` at once. Returns those that failed; the others have a score.
 
-    gpus: which a run gets one of, each one GPU or several as CUDA_VISIBLE_DEVICES names them; without any, runs are on
-    the CPU with `threads` threads. bar: of the iterations of all runs. interval: seconds between looks at them.
-    A run that another process is at is waited for. SIGTERM and Ctrl-C are passed on, the runs save a checkpoint, and
-    Interrupted is raised.
+    gpus: values of CUDA_VISIBLE_DEVICES, each one GPU or several; a run gets one of them. Without any, runs are on the
+    CPU with `threads` threads. bar: counts the iterations of all runs. interval: seconds between two checks.
+    A run that another process is working on is waited for. On SIGTERM and Ctrl-C the runs save a checkpoint and stop,
+    and Interrupted is raised.
     """
     waiting = [run for run in runs if score(run) is None]
     running: list[_Process] = []
     failures: list[Failure] = []
     free: list[str | None] = list(gpus) if gpus else [None] * jobs
-    with Interruption("Stopping: the runs save checkpoints. The same command continues.") as interruption:
+    with Interruption("Stopping: the runs save checkpoints. The same command resumes them.") as interruption:
         while waiting or running:
             if interruption.signum is not None:
                 _stop(running)
@@ -119,7 +119,7 @@ def execute(
                 held = lock.enter_context(locked(run))
                 if held is None or score(run) is not None:
                     lock.close()
-                    if held is not None:  # whoever had it has brought it to its end
+                    if held is not None:  # another process has finished it
                         waiting.remove(run)
                     continue
                 waiting.remove(run)
@@ -134,10 +134,10 @@ def execute(
                 free.append(process.gpus)
                 failure = failure_of(process.run, process.popen.returncode)
                 if failure is None:
-                    say(f"done: {process.run.folder}: {score(process.run):.2f}; {len(waiting)} runs wait")
+                    log(f"done: {process.run.folder}: {score(process.run):.2f}; {len(waiting)} runs are waiting")
                 elif interruption.signum is None:
                     failures.append(failure)
-                    say(f"failed: {failure.run.folder}: {failure.reason}; see {failure.log}")
+                    log(f"failed: {failure.run.folder}: {failure.reason}; see {failure.log}")
             if bar is not None and not bar.disable:
                 bar.n = sum(map(iterations_done, runs))
                 bar.set_postfix_str(f"{len(running)} running, {len(waiting)} waiting, {len(failures)} failed")
@@ -145,7 +145,7 @@ def execute(
 
 
 def _stop(running: Sequence[_Process]) -> None:
-    """Ask all to stop, and wait: each finishes its step and saves a checkpoint."""
+    """Ask all to stop, and wait until each has finished its step and saved a checkpoint."""
     for process in running:
         if process.popen.poll() is None:
             process.popen.send_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""What came out: a line for each run (CSV), a table as the paper prints it (Markdown), a plot with error bars."""
+"""Reports of the results: one line for each run (CSV), a table in the paper's layout (Markdown), a plot."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tools.ablation.runs import Cell, score
+from tools.ablation.runs import PlannedRun, score
 from tools.ablation.tables import Row, Table, row_name
 
-__all__ = ["Spread", "as_csv", "as_markdown", "draw", "spread", "write_report"]
+__all__ = ["ScoreSummary", "as_csv", "as_markdown", "plot", "summarize", "write_report"]
 
 
-class Spread(NamedTuple):
-    """mean of the scores, and their standard deviation (of a sample: divided by n - 1), None of a single one."""
+class ScoreSummary(NamedTuple):
+    """Scores with their mean and sample standard deviation (divided by n - 1), None for a single score."""
 
     scores: list[float]
     mean: float
@@ -26,76 +26,74 @@ class Spread(NamedTuple):
         return f"{self.mean:.2f}" if self.deviation is None else f"{self.mean:.2f} ± {self.deviation:.2f}"
 
 
-def spread(cells: Sequence[Cell], table: Table, row: Row) -> Spread | None:
-    """Of the runs of a row that are done, None where none is."""
-    runs = [cell.run for cell in cells if cell.table == table and cell.row == row]
+def summarize(planned: Sequence[PlannedRun], table: Table, row: Row) -> ScoreSummary | None:
+    """Scores of the row's finished runs, None if there are none."""
+    runs = [each.run for each in planned if each.table == table and each.row == row]
     scores = [value for value in map(score, runs) if value is not None]
     if not scores:
         return None
-    return Spread(scores, statistics.fmean(scores), statistics.stdev(scores) if len(scores) > 1 else None)
+    return ScoreSummary(scores, statistics.fmean(scores), statistics.stdev(scores) if len(scores) > 1 else None)
 
 
-def write_report(cells: Sequence[Cell], table: Table, folder: Path, dataset: str) -> list[Path]:
+def write_report(planned: Sequence[PlannedRun], table: Table, folder: Path, dataset: str) -> list[Path]:
     """results.csv, results.md and results.png of `table` in `folder`; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "results.csv", folder / "results.md"]
-    paths[0].write_text(as_csv(cells, table))
-    paths[1].write_text(as_markdown(cells, table, dataset))
-    if any(spread(cells, table, cell.row) for cell in cells if cell.table == table):
+    paths[0].write_text(as_csv(planned, table))
+    paths[1].write_text(as_markdown(planned, table, dataset))
+    if any(summarize(planned, table, row) for row in _rows(planned, table)):
         paths.append(folder / "results.png")
-        draw(cells, table, dataset, paths[-1])
+        plot(planned, table, dataset, paths[-1])
     return paths
 
 
-def as_csv(cells: Sequence[Cell], table: Table) -> str:
-    """One line for each run, the unfinished ones without a score."""
+def as_csv(planned: Sequence[PlannedRun], table: Table) -> str:
+    """One line for each run, unfinished ones without a score."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["table", "row", "seed", "mIoU", "iterations", "paper", "folder"])
-    for cell in cells:
-        if cell.table == table:
-            value = score(cell.run)
-            paper = cell.row.paper.miou
-            writer.writerow(
-                [
-                    *(table.name, cell.row.name, cell.run.identity["SEED"]),
-                    *("" if value is None else f"{value:.4f}", cell.run.max_iter),
-                    *("" if paper is None else paper, cell.run.folder),
-                ]
-            )
+    for _, row, run in (each for each in planned if each.table == table):
+        value, paper = score(run), row.paper.miou
+        writer.writerow(
+            [
+                *(table.name, row.name, run.identity["SEED"]),
+                *("" if value is None else f"{value:.4f}", run.max_iter),
+                *(_text(paper), run.folder),
+            ]
+        )
     return file.getvalue()
 
 
-def as_markdown(cells: Sequence[Cell], table: Table, dataset: str) -> str:
-    """The rows and columns of the paper; each score next to the paper's on ADE20K."""
-    rows = _rows(cells, table)
+def as_markdown(planned: Sequence[PlannedRun], table: Table, dataset: str) -> str:
+    """The rows and columns of the paper, each score next to the paper's on ADE20K."""
+    rows = _rows(planned, table)
     columns = list(dict.fromkeys(row.column for row in rows))
-    heads = [*table.heads]
+    header = [*table.header]
     for column in columns:
-        of = f"{column}, " if column else ""
-        heads += [f"{of}mIoU on {dataset} (%)", f"{of}runs", f"{of}paper, ADE20K"]
+        prefix = f"{column}, " if column else ""
+        header += [f"{prefix}mIoU on {dataset} (%)", f"{prefix}runs", f"{prefix}paper, ADE20K"]
         if any(row.paper.cityscapes for row in rows if row.column == column):
-            heads.append(f"{of}paper, Cityscapes")
-    lines = [heads, ["---"] * len(heads)]
+            header.append(f"{prefix}paper, Cityscapes")
+    lines = [header, ["---"] * len(header)]
     for key in dict.fromkeys(row.cells for row in rows):
-        line = list(key) if len(key) == len(table.heads) else [*key, *[""] * (len(table.heads) - len(key))]
+        line = [*key, *[""] * (len(table.header) - len(key))]
         for column in columns:
             row = next((row for row in rows if (row.cells, row.column) == (key, column)), None)
-            result = spread(cells, table, row) if row else None
+            result = summarize(planned, table, row) if row else None
             paper = row.paper if row else None
-            line += [str(result or ""), str(len(result.scores)) if result else "0", _figure(paper and paper.miou)]
-            if f"{column}, paper, Cityscapes".removeprefix(", ") in heads:
-                line.append(_figure(paper and paper.cityscapes))
+            line += [str(result or ""), str(len(result.scores)) if result else "0", _text(paper and paper.miou)]
+            if f"{column}, paper, Cityscapes".removeprefix(", ") in header:
+                line.append(_text(paper and paper.cityscapes))
         lines.append(line)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def draw(cells: Sequence[Cell], table: Table, dataset: str, path: Path) -> None:
-    """Mean and standard deviation of each row that has a score, and its single runs as dots."""
+def plot(planned: Sequence[PlannedRun], table: Table, dataset: str, path: Path) -> None:
+    """Plot mean and standard deviation of each row that has a score, and its single runs as dots."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    results = [(row, spread(cells, table, row)) for row in _rows(cells, table)]
+    results = [(row, summarize(planned, table, row)) for row in _rows(planned, table)]
     results = [(row, result) for row, result in results if result is not None]
     figure = Figure(figsize=(7, 1.2 + 0.5 * len(results)), layout="constrained")
     FigureCanvasAgg(figure)
@@ -110,8 +108,8 @@ def draw(cells: Sequence[Cell], table: Table, dataset: str, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def _rows(cells: Sequence[Cell], table: Table) -> list[Row]:
-    return list(dict.fromkeys(cell.row for cell in cells if cell.table == table))
+def _rows(planned: Sequence[PlannedRun], table: Table) -> list[Row]:
+    return list(dict.fromkeys(each.row for each in planned if each.table == table))
 
 
 def _label(table: Table, row: Row) -> str:
@@ -119,5 +117,5 @@ def _label(table: Table, row: Row) -> str:
     return f"{name} (paper: {row.paper.miou})" if row.paper.miou else name
 
 
-def _figure(value: float | None) -> str:
+def _text(value: float | None) -> str:
     return "" if value is None else str(value)

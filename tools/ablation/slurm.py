@@ -1,4 +1,4 @@
-"""Runs as a SLURM job array, through submitit (pip install submitit), which nothing else here needs."""
+"""Runs as a SLURM job array, through the optional package submitit."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tools.ablation.runs import Run, locked
 
 __all__ = ["SubmittedRun", "submit"]
 
-GRACE = 60  # seconds that a run has for its checkpoint, of the 90 that SLURM gives by submitit's default
+GRACE = 60  # seconds that a run has for saving a checkpoint; submitit's default leaves 90 until the job is killed
 
 
 class SubmittedRun:
-    """What a job of the array does: one run, which is put into the queue again when its time is over."""
+    """A job of the array: one run, which is requeued when the job's time is up."""
 
     def __init__(self, run: Run, gpus: int, threads: int):
         self.run, self.gpus, self.threads = run, gpus, threads
@@ -28,17 +28,17 @@ class SubmittedRun:
     def __call__(self) -> None:
         with locked(self.run) as lock:
             if lock is None:
-                print(f"{self.run.folder}: another process is at this run")
+                print(f"{self.run.folder}: another process is working on this run")
                 return
             self.process = start(self.run, lock, self.gpus, threads=self.threads)
-            while self.process.poll() is None:  # not wait(): `checkpoint` interrupts it, and asks as well
+            while self.process.poll() is None:  # not wait(), which `checkpoint` would interrupt
                 time.sleep(1)
         failure = failure_of(self.run, self.process.returncode)
         if failure is not None:
             raise RuntimeError(f"{self.run.folder}: {failure.reason}; see {failure.log}")
 
     def checkpoint(self):
-        """submitit calls this when SLURM announces the end of the job."""
+        """Called by submitit when the job's time is almost up."""
         from submitit.helpers import DelayedSubmission
 
         end = time.monotonic() + GRACE
@@ -60,18 +60,18 @@ def submit(
     at_once: int | None = None,
     cluster: str = "slurm",
 ) -> list[str]:
-    """Put `runs` into the queue as one array; returns the names of the jobs. Their logs are in `folder`.
+    """Submit `runs` as one job array; returns the ids of the jobs. Their logs are in `folder`.
 
-    gpus, cpus, minutes: of each run. at_once: jobs that may run at the same time. cluster: of submitit, which besides
-    slurm has "local" and "debug", without a queue.
+    gpus, cpus, minutes: of each run. at_once: jobs that may run at the same time. cluster: of submitit, which also has
+    "local" and "debug".
     """
     if importlib.util.find_spec("submitit") is None:
         raise ImportError("--slurm needs the package submitit: pip install submitit")
     if cluster == "slurm" and shutil.which("srun") is None:
-        raise ValueError("--slurm: this machine has no srun; call it on a login node of the cluster")
+        raise ValueError("--slurm: this machine has no srun; run it on a login node of the cluster")
     import submitit
 
-    # Jobs find this package in the environment that they inherit.
+    # Jobs inherit the environment, and unpickle objects of this package.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     executor = submitit.AutoExecutor(folder=folder, cluster=cluster, slurm_max_num_timeout=100)
     parameters = {"name": "ablation", "gpus_per_node": gpus, "cpus_per_task": cpus, "timeout_min": minutes}

@@ -1,6 +1,6 @@
 import pytest
-from tests.ablation.study import TRAINER
 
+from tests.tools.ablation.study import TRAINER
 from tools.ablation import execution
 
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from tools.ablation.runs import Run, base_of, plan
+from tools.ablation.runs import Run, plan, resolve_base
 from tools.ablation.tables import TABLES
 
 TABLE = TABLES["5"]
@@ -39,7 +39,7 @@ if not (folder.parent / "silent").exists():
 
 
 def cells(output: Path, seeds=(1, 2), *options, rows=ROWS):
-    base = base_of("scenes", None, ["SOLVER.MAX_ITER", 4, *options])
+    base = resolve_base("scenes", None, ["SOLVER.MAX_ITER", 4, *options])
     return plan([(TABLE, rows)], seeds, base, output)
 
 

@@ -4,17 +4,17 @@ import threading
 import time
 
 import pytest
-from tests.ablation.study import finish, runs
 from tqdm import tqdm
 
 from fasegr.engine.interruption import Interrupted
+from tests.tools.ablation.study import finish, runs
 from tools.ablation.execution import CONSOLE, command, execute
 from tools.ablation.runs import iterations_done, locked, score
 
 
 def run_all(planned, **keywords):
     said = []
-    failures = execute(planned, interval=0.02, say=said.append, **keywords)
+    failures = execute(planned, interval=0.02, log=said.append, **keywords)
     return failures, said
 
 

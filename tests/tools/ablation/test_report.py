@@ -3,23 +3,23 @@ import io
 import statistics
 
 from PIL import Image
-from tests.ablation.study import TABLE, cells, finish
 
-from tools.ablation.report import as_csv, as_markdown, spread, write_report
-from tools.ablation.runs import base_of, plan
+from tests.tools.ablation.study import TABLE, cells, finish
+from tools.ablation.report import as_csv, as_markdown, summarize, write_report
+from tools.ablation.runs import plan, resolve_base
 from tools.ablation.tables import TABLES
 
 
 def test_mean_and_deviation(tmp_path):
     planned = cells(tmp_path, (1, 2, 3))
     row = planned[0].row
-    assert spread(planned, TABLE, row) is None
+    assert summarize(planned, TABLE, row) is None
     values = [40.0, 43.0, 41.0]
     finish(planned[0].run, values[0])
-    assert str(spread(planned, TABLE, row)) == "40.00"  # of one run there is no deviation
+    assert str(summarize(planned, TABLE, row)) == "40.00"  # of one run there is no deviation
     finish(planned[2].run, values[1])
     finish(planned[4].run, values[2])
-    result = spread(planned, TABLE, row)
+    result = summarize(planned, TABLE, row)
     assert (result.mean, result.deviation) == (statistics.fmean(values), statistics.stdev(values))
     assert str(result) == "41.33 ± 1.53"
 
@@ -52,7 +52,7 @@ def test_the_papers_layout(tmp_path):
 
 def test_rows_that_share_a_line(tmp_path):
     table = TABLES["3"]
-    planned = plan([(table, table.rows)], [1], base_of("scenes", None), tmp_path)
+    planned = plan([(table, table.rows)], [1], resolve_base("scenes", None), tmp_path)
     finish(planned[0].run, 40.0)
     finish(planned[3].run, 41.0)
     lines = as_markdown(planned, table, "scenes").splitlines()
@@ -63,7 +63,7 @@ def test_rows_that_share_a_line(tmp_path):
 
 def test_table_4_has_cityscapes_too(tmp_path):
     table = TABLES["4"]
-    planned = plan([(table, table.rows)], [1], base_of("scenes", None), tmp_path)
+    planned = plan([(table, table.rows)], [1], resolve_base("scenes", None), tmp_path)
     assert as_markdown(planned, table, "scenes").splitlines()[3] == "| ✓ |  |  | 0 | 47.7 | 80.0 |"
 
 

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from typing import ClassVar
 
 import pytest
-from tests.ablation.study import runs
 
+from tests.tools.ablation.study import runs
 from tools.ablation.execution import CONSOLE
 from tools.ablation.runs import iterations_done, locked, score
 from tools.ablation.slurm import SubmittedRun, submit
@@ -96,7 +96,7 @@ def test_a_run_that_is_under_way_is_not_begun_again(tmp_path, fake_trainer, subm
     run = runs(tmp_path)[0]
     with locked(run):
         SubmittedRun(run, 0, 1)()
-    assert "another process is at this run" in capsys.readouterr().out
+    assert "another process is working on this run" in capsys.readouterr().out
     assert not (run.folder / CONSOLE).exists()
 
 

@@ -8,11 +8,11 @@ from tools.ablation.tables import (
     CONFIGS,
     TABLES,
     differences,
-    flat,
+    flat_config,
     overrides,
+    overrides_on_base,
     row_of_file,
     table,
-    transferred,
 )
 
 FASEG = "MODEL.FASEG."
@@ -111,31 +111,33 @@ def test_cityscapes_has_the_rows_of_table_4():
 @pytest.mark.parametrize(("each", "row"), ROWS, ids=NAMES)
 def test_a_row_carried_to_its_own_recipe_is_its_file(each, row):
     recipe = load_cfg(each.recipe, ["MODEL.DEVICE", "cpu"])
-    options = [word for pair in transferred(each, row, recipe).items() for word in pair]
-    carried = flat(load_cfg(each.recipe, ["MODEL.DEVICE", "cpu", *options]))
-    own = flat(load_cfg(each.file(row), ["MODEL.DEVICE", "cpu"]))
+    options = [word for pair in overrides_on_base(each, row, recipe).items() for word in pair]
+    carried = flat_config(load_cfg(each.recipe, ["MODEL.DEVICE", "cpu", *options]))
+    own = flat_config(load_cfg(each.file(row), ["MODEL.DEVICE", "cpu"]))
     assert without(carried, "OUTPUT_DIR") == without(own, "OUTPUT_DIR")
 
 
 def test_on_a_small_base_rounds_are_kept_and_omega_is_the_rows():
     small = load_cfg(CONFIGS / "quickstart/faseg_scenes.yaml", ["MODEL.DEVICE", "cpu"])  # one round of four, and one
     layers = "MODEL.MASK_FORMER.DEC_LAYERS"
-    rows = {row.name: transferred(TABLES["4"], row, small)[layers] for row in TABLES["4"].rows}
+    rows = {row.name: overrides_on_base(TABLES["4"], row, small)[layers] for row in TABLES["4"].rows}
     assert rows == {"mask2former": 4, "dfpq": 4, "hrca": 6, "dfpq_hrca": 6}
     small.MODEL.MASK_FORMER.DEC_LAYERS = 10  # two rounds of four, and one
-    assert transferred(TABLES["4"], TABLES["4"].rows[0], small)[layers] == 1 + 2 * 3
-    omegas = {row.name: transferred(TABLES["7"], row, small)[FASEG + "HIGH_RES.OMEGA"] for row in TABLES["7"].rows}
+    assert overrides_on_base(TABLES["4"], TABLES["4"].rows[0], small)[layers] == 1 + 2 * 3
+    omegas = {
+        row.name: overrides_on_base(TABLES["7"], row, small)[FASEG + "HIGH_RES.OMEGA"] for row in TABLES["7"].rows
+    }
     assert omegas["omega_32"] == 32  # though the base has 8, and the row's file does not say it
     small.MODEL.MASK_FORMER.DEC_LAYERS = 4
     with pytest.raises(ValueError, match="DEC_LAYERS of the base config is 4"):
-        transferred(TABLES["4"], TABLES["4"].rows[0], small)
+        overrides_on_base(TABLES["4"], TABLES["4"].rows[0], small)
 
 
 def test_a_row_of_ones_own(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(f"_BASE_: {TABLES['5'].recipe}\nMODEL:\n  FASEG:\n    MASK_THRESHOLD: 0.2\n")
     small = load_cfg(CONFIGS / "quickstart/faseg_scenes.yaml", ["MODEL.DEVICE", "cpu"])
-    changes = transferred(TABLES["5"], row_of_file(path), small)
+    changes = overrides_on_base(TABLES["5"], row_of_file(path), small)
     assert changes == {FASEG + "MASK_THRESHOLD": 0.2, FASEG + "POSITIONAL_QUERY": "dfpq"}
     with pytest.raises(FileNotFoundError, match="neither a row"):
         row_of_file(tmp_path / "nobody.yaml")
