@@ -9,7 +9,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["fasegr", "fasegr.*"]),
-    package_data={"": ["*.txt"]},  # class names of data sets
+    package_data={"": ["*.txt", "*.json"]},  # class names of datasets
     # The oldest that the code can run with; what is tested is pinned in requirements.txt.
     install_requires=[
         "torch>=2.11",

@@ -15,10 +15,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
 
+from preparation import Job, run
+
 from fasegr.data.datasets.ade20k import DOWNLOAD, EXPECTED, FOLDER
 from fasegr.data.datasets.root import datasets_root, where_datasets_are
 from fasegr.data.image_io import BadFile, read_label
-from fasegr.data.preparation import Job, run
 
 CLASSES = 150
 

@@ -18,10 +18,11 @@ from PIL import Image, ImageDraw
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
 
+from preparation import Job, run
+
 from fasegr.data.datasets.cityscapes import DOWNLOAD, EXPECTED, IGNORE, IMAGE_ENDING, LABEL_ENDING, LABELS
 from fasegr.data.datasets.root import datasets_root, where_datasets_are
 from fasegr.data.image_io import BadFile, read_label
-from fasegr.data.preparation import Job, run
 
 ID_ENDING, POLYGON_ENDING = "_gtFine_labelIds.png", "_gtFine_polygons.json"
 

@@ -20,7 +20,7 @@ def register_coco() -> None:
     `..._panoptic_with_sem_seg`, the test set of Mask2Former's configs, are the same images and segments; here the
     label maps are made of the segments.
     """
-    categories = read_categories(Path(__file__).with_name("coco_categories.txt"))
+    categories = read_categories(Path(__file__).with_name("coco_categories.json"))
     for split in ("train", "val"):
         images = DatasetPath(f"coco/{split}2017")
         instances = DatasetPath(f"coco/annotations/instances_{split}2017.json")

@@ -24,7 +24,6 @@ from fasegr.data.image_io import BadFile
 
 __all__ = [
     "Category",
-    "categories_from_json",
     "instance_metadata",
     "load_instances",
     "load_panoptic",
@@ -54,18 +53,7 @@ def without_crowds(segments: Iterable[dict]) -> list[dict]:
     return [segment for segment in segments if not segment.get("iscrowd", 0)]
 
 
-def read_categories(path: str | Path) -> list[Category]:
-    """A text file of categories, one a line: id, name, `thing` or `stuff`, and the colour as three numbers."""
-    categories = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
-        if line and not line.startswith("#"):
-            number, name, kind, colour = (part.strip() for part in line.split(","))
-            red, green, blue = map(int, colour.split())
-            categories.append(Category(int(number), name, kind == "thing", (red, green, blue)))
-    return categories
-
-
-def categories_from_json(path: str | os.PathLike) -> list[Category]:
+def read_categories(path: str | os.PathLike) -> list[Category]:
     """The "categories" of an annotation file, or a file that is only their list, in order of their ids.
 
     Each has "id" and "name", and may have "isthing" (1 where it is not stated) and "color".

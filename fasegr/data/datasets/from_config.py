@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from fasegr.d2 import CfgNode, DatasetCatalog, MetadataCatalog
-from fasegr.data.datasets.coco_json import categories_from_json, register_instances, register_panoptic
+from fasegr.data.datasets.coco_json import read_categories, register_instances, register_panoptic
 from fasegr.data.datasets.folder import load_folder, read_classes, register_folder
 from fasegr.data.datasets.root import DatasetPath
 
@@ -56,7 +56,7 @@ def _register_coco(coco: CfgNode) -> list[str]:
     kind = "PANOPTIC" if coco.PANOPTIC else "INSTANCES"
     if not coco[kind]:
         raise ValueError("DATASETS.COCO.INSTANCES and PANOPTIC are empty; one must name the annotation files")
-    categories = categories_from_json(coco.CATEGORIES or _path(coco, kind, coco.SPLITS[0]))
+    categories = read_categories(coco.CATEGORIES or _path(coco, kind, coco.SPLITS[0]))
     names = _free_names("COCO", coco)
     for name, split in zip(names, coco.SPLITS, strict=True):
         images = _path(coco, "IMAGES", split)

@@ -9,7 +9,6 @@ from PIL import Image
 from fasegr.d2 import DatasetCatalog, MetadataCatalog
 from fasegr.data.datasets.coco_json import (
     Category,
-    categories_from_json,
     instance_metadata,
     load_instances,
     load_panoptic,
@@ -228,30 +227,25 @@ def test_paths_follow_the_environment(monkeypatch, tmp_path):
     assert os.fspath(DatasetPath(str(tmp_path / "b.json"))) == str(tmp_path / "b.json")
 
 
-def test_categories_from_text(tmp_path):
-    (tmp_path / "categories.txt").write_text("# id, name\n3, cat, thing, 1 2 3\n\n5, grass, stuff, 4 5 6\n")
-    assert read_categories(tmp_path / "categories.txt") == CATEGORIES[:2]
-
-
-def test_categories_from_json(tmp_path):
+def test_categories(tmp_path):
     """Of an annotation file, or alone."""
     entries = [{"id": c.id, "name": c.name, "isthing": int(c.is_thing), "color": list(c.colour)} for c in CATEGORIES]
     for content in (entries[::-1], {"categories": entries, "images": []}):
         (tmp_path / "categories.json").write_text(json.dumps(content))
-        assert categories_from_json(tmp_path / "categories.json") == CATEGORIES
+        assert read_categories(tmp_path / "categories.json") == CATEGORIES
     (tmp_path / "categories.json").write_text('[{"id": 1, "name": "cat"}]')
-    categories = categories_from_json(tmp_path / "categories.json")
+    categories = read_categories(tmp_path / "categories.json")
     assert categories == [Category(1, "cat", True, None)]
     assert set(instance_metadata(categories)) == {"thing_classes", "thing_dataset_id_to_contiguous_id"}
     for content in ('{"images": []}', "[3]", "{", '[{"id": 1}]'):
         (tmp_path / "categories.json").write_text(content)
         with pytest.raises(BadFile, match=r"categories\.json: cannot be read as categories"):
-            categories_from_json(tmp_path / "categories.json")
+            read_categories(tmp_path / "categories.json")
     (tmp_path / "categories.json").write_text('[{"id": 1, "name": "cat"}, {"id": 1, "name": "dog"}]')
     with pytest.raises(BadFile, match="has 2 categories; expected one or more with different ids"):
-        categories_from_json(tmp_path / "categories.json")
+        read_categories(tmp_path / "categories.json")
     with pytest.raises(FileNotFoundError, match="there is no such list of categories"):
-        categories_from_json(tmp_path / "none.json")
+        read_categories(tmp_path / "none.json")
 
 
 def test_images_are_not_looked_for_one_by_one(dataset, tmp_path):

@@ -41,25 +41,16 @@ class Scene(NamedTuple):
     objects: np.ndarray
 
 
-class Mood(NamedTuple):
-    """Colours of the light of an hour, 0..255."""
-
-    zenith: tuple[int, int, int]
-    horizon: tuple[int, int, int]
-    cloud: tuple[int, int, int]
-    shade: tuple[int, int, int]  # the dark side of clouds
-    light: tuple[int, int, int]  # by which what stands on the ground is multiplied
-    sun: tuple[int, int, int]
-
-
+# the light of an hour: colour of the zenith, of the horizon, of clouds, of their dark side; the light, by which what
+# stands on the ground is multiplied; the sun
 MOODS = (
-    Mood((62, 124, 202), (190, 222, 240), (252, 252, 255), (196, 208, 222), (255, 252, 244), (255, 246, 196)),  # noon
-    Mood((86, 140, 200), (226, 232, 226), (255, 255, 255), (204, 210, 220), (250, 250, 250), (255, 250, 214)),  # haze
-    Mood((104, 126, 182), (255, 206, 146), (255, 230, 200), (196, 156, 160), (255, 226, 186), (255, 216, 120)),  # gold
-    Mood((60, 58, 118), (246, 134, 104), (236, 150, 150), (116, 86, 136), (206, 162, 176), (255, 142, 84)),  # dusk
-    Mood((134, 144, 158), (204, 210, 212), (226, 230, 232), (150, 158, 168), (226, 230, 234), (246, 244, 232)),  # grey
-    Mood((126, 152, 216), (255, 210, 208), (255, 236, 236), (206, 178, 206), (255, 232, 232), (255, 236, 206)),  # dawn
-    Mood((16, 22, 58), (66, 82, 132), (80, 92, 138), (36, 44, 84), (112, 126, 170), (238, 240, 222)),  # moon
+    ((62, 124, 202), (190, 222, 240), (252, 252, 255), (196, 208, 222), (255, 252, 244), (255, 246, 196)),  # noon
+    ((86, 140, 200), (226, 232, 226), (255, 255, 255), (204, 210, 220), (250, 250, 250), (255, 250, 214)),  # haze
+    ((104, 126, 182), (255, 206, 146), (255, 230, 200), (196, 156, 160), (255, 226, 186), (255, 216, 120)),  # gold
+    ((60, 58, 118), (246, 134, 104), (236, 150, 150), (116, 86, 136), (206, 162, 176), (255, 142, 84)),  # dusk
+    ((134, 144, 158), (204, 210, 212), (226, 230, 232), (150, 158, 168), (226, 230, 234), (246, 244, 232)),  # grey
+    ((126, 152, 216), (255, 210, 208), (255, 236, 236), (206, 178, 206), (255, 232, 232), (255, 236, 206)),  # dawn
+    ((16, 22, 58), (66, 82, 132), (80, 92, 138), (36, 44, 84), (112, 126, 170), (238, 240, 222)),  # moon
 )
 SEASONS = (  # grass: light, dark; leaves: light, dark
     ((134, 178, 84), (84, 136, 58), (110, 158, 70), (46, 96, 48)),  # spring
@@ -257,9 +248,6 @@ class Landscape:
         """0 at the horizon, 1 at the lower edge: also the size of things, since the ground is flat."""
         return (y - self.horizon) / (HEIGHT - self.horizon)
 
-    def hazed(self, colour, share: float):
-        return mix(colour, self.low_sky, share)
-
     def curve(self, size: float, octaves: int = 3):
         """Random heights over x, (1, W), in 0..1; with features of `size` units."""
         offset, row = self.dice.between(0, 64), self.dice.between(0, 64)
@@ -303,10 +291,8 @@ class Landscape:
     def paint_balloon(self) -> None:
         dice = self.dice
         radius = dice.between(6, 15)
-        x, y = (
-            dice.between(radius, self.width - radius),
-            dice.between(radius + 1, max(radius + 2, self.horizon - radius)),
-        )
+        x = dice.between(radius, self.width - radius)
+        y = dice.between(radius + 1, max(radius + 2, self.horizon - radius))
         basket = y + radius * 1.9
         window = self.window(x - radius, y - radius, x + radius, basket + radius * 0.4)
         for side in (-1, 1):
@@ -374,7 +360,7 @@ class Landscape:
             snow_line = self.horizon - tall * (0.55 if not self.snow else 0.25) + rough * 12
             white = smooth(snow_line - rocks.y, -1, 2)
             colour = mix(colour, self.light * (0.95 + 0.12 * facing), white * 0.92)
-            rocks.paint(distance, self.hazed(colour, 0.5 - 0.32 * near), MOUNTAIN)
+            rocks.paint(distance, mix(colour, self.low_sky, 0.5 - 0.32 * near), MOUNTAIN)
 
     def paint_grass(self) -> None:
         dice = self.dice
@@ -423,8 +409,16 @@ class Landscape:
         far_x, near_x = dice.between(0.2, 0.8) * self.width, dice.between(0.1, 0.9) * self.width
         top, bend = self.shore, dice.between(-26, 26)
         share = np.clip((land.y - top) / (HEIGHT - top), 0, 1)
-        self.road = lambda y: _road_centre(far_x, near_x, top, bend, y)
-        centre, slope = self.road(np.broadcast_to(land.y, (len(land.y), 1)))
+
+        def road(y):
+            """Middle of the road at `y`, and its slope dx/dy there."""
+            share = (y - top) / (HEIGHT - top)
+            centre = far_x + (near_x - far_x) * share * share + bend * share * (1 - share)
+            slope = (2 * (near_x - far_x) * share + bend * (1 - 2 * share)) / (HEIGHT - top)
+            return centre, slope
+
+        self.road = road
+        centre, slope = road(np.broadcast_to(land.y, (len(land.y), 1)))
         half = self.road_half = dice.between(12, 20)
         width = 0.8 + half * share
         across = (land.x - centre) / np.sqrt(1 + slope * slope)
@@ -443,7 +437,7 @@ class Landscape:
             colour = np.where(lines, white, colour)
         verge = self.lit((150, 138, 104) if not self.snow else (214, 222, 232), 10)
         land.paint(np.where(land.labels == GRASS, distance - 1.2 * share - 0.2, 9.0), verge, opacity=0.8)
-        land.paint(distance, self.hazed(colour, 0.0), ROAD)
+        land.paint(distance, colour, ROAD)
 
     # what stands on the ground; x is the middle, y the lower edge, and size the scale
 
@@ -514,31 +508,21 @@ class Landscape:
         def quad(*corners):  # given for a long wall on the right; mirrored for one on the left
             return window.polygon(*(corners if away > 0 else corners[::-1]))
 
-        window.paint(
-            quad((corner, y - walls), (far, y - walls), (far, y - rise), (corner, y)),
-            wall * side_light * texture,
-            HOUSE,
-        )
+        long_wall = quad((corner, y - walls), (far, y - walls), (far, y - rise), (corner, y))
+        window.paint(long_wall, wall * side_light * texture, HOUSE)
         gable = (near, y - ridge)
         gable_wall = window.polygon((left, y), (left, y - walls), gable, (right, y - walls), (right, y))
         window.paint(gable_wall, wall * front_light * texture, HOUSE)
-        tiles = 0.86 + 0.2 * smooth(np.abs((window.y * 0.55) % 1 - 0.5), 0.1, 0.4)
-        tiles = tiles * texture
+        tiles = (0.86 + 0.2 * smooth(np.abs((window.y * 0.55) % 1 - 0.5), 0.1, 0.4)) * texture
         over = size * 1.6
         if dice.chance(0.6):
             stack = near + away * side * dice.between(0.3, 0.8)
             width = size * 1.7
-            window.paint(
-                window.box(stack - width, y - ridge - size * 3.5, stack + width, y - walls),
-                self.lit((140, 84, 70)),
-                HOUSE,
-            )
+            chimney = window.box(stack - width, y - ridge - size * 3.5, stack + width, y - walls)
+            window.paint(chimney, self.lit((140, 84, 70)), HOUSE)
         eaves = corner + away * over, y - walls + over * 0.7
-        window.paint(
-            quad(gable, (far - away * front * 0.1, y - ridge), (far + away * over, eaves[1] - rise * 0.5), eaves),
-            roof * side_light * tiles,
-            HOUSE,
-        )
+        slope = quad(gable, (far - away * front * 0.1, y - ridge), (far + away * over, eaves[1] - rise * 0.5), eaves)
+        window.paint(slope, roof * side_light * tiles, HOUSE)
         for edge in (left, right):  # the boards along the gable
             foot = (edge + (over if edge > near else -over), y - walls + over * 0.8)
             window.paint(window.rod(gable, foot, max(0.5, size * 0.9)), roof * front_light * 0.85, HOUSE)
@@ -547,11 +531,8 @@ class Landscape:
         frame = self.lit((238, 234, 226), 8)
 
         def opening(middle, top, half, height, colour):
-            window.paint(
-                window.box(middle - half - size * 0.5, top - size * 0.5, middle + half + size * 0.5, top + height),
-                frame,
-                HOUSE,
-            )
+            outer = window.box(middle - half - size * 0.5, top - size * 0.5, middle + half + size * 0.5, top + height)
+            window.paint(outer, frame, HOUSE)
             window.paint(window.box(middle - half, top, middle + half, top + height), colour, HOUSE)
 
         door = self.lit(dice.pick(PAINTS), 20) * 0.75
@@ -605,10 +586,8 @@ class Landscape:
         self.shadow(x, y, half)
         window = self.window(x - half - 1, y - tall - 1, x + half + 1, y + 1)
         for side in (-1, 1):
-            tyre = window.box(
-                x + side * half * 0.72 - half * 0.17, y - tall * 0.3, x + side * half * 0.72 + half * 0.17, y
-            )
-            window.paint(tyre, black, CAR)
+            middle = x + side * half * 0.72
+            window.paint(window.box(middle - half * 0.17, y - tall * 0.3, middle + half * 0.17, y), black, CAR)
         waist, low = y - tall * 0.58, y - tall * 0.14
         body = window.box(x - half + 1.2 * size, waist + 1.2 * size, x + half - 1.2 * size, low - 1.2 * size)
         cabin = window.polygon(
@@ -620,9 +599,8 @@ class Landscape:
         shade = 1.1 - 0.4 * smooth(window.y, y - tall, low)
         window.paint(np.minimum(body - 1.2 * size, cabin), paint * shade, CAR)
         window.paint(cabin + 1.5 * size, glass, CAR)
-        window.paint(
-            window.box(x - half * 0.34, y - tall * 0.38, x + half * 0.34, y - tall * 0.27), self.light * 0.9, CAR
-        )
+        plate = window.box(x - half * 0.34, y - tall * 0.38, x + half * 0.34, y - tall * 0.27)
+        window.paint(plate, self.light * 0.9, CAR)
         for side in (-1, 1):
             lamp = window.ellipse(x + side * half * 0.74, waist + tall * 0.14, half * 0.2, tall * 0.07)
             window.paint(lamp, rgb(0.94, 0.16, 0.12), CAR)
@@ -704,14 +682,6 @@ class Landscape:
         image = self.image * dice.between(0.92, 1.06) + grain * dice.between(0.01, 0.05)
         image = np.floor(np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
         return Scene(np.ascontiguousarray(image.transpose(1, 2, 0)), self.labels, self.objects)
-
-
-def _road_centre(far_x: float, near_x: float, top: float, bend: float, y):
-    """Middle of the road at `y`, and its slope dx/dy there."""
-    share = (y - top) / (HEIGHT - top)
-    centre = far_x + (near_x - far_x) * share * share + bend * share * (1 - share)
-    slope = (2 * (near_x - far_x) * share + bend * (1 - 2 * share)) / (HEIGHT - top)
-    return centre, slope
 
 
 def paint_scene(seed: int, split: int, index: int, height: int = 128, width: int = 128) -> Scene:

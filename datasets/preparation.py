@@ -1,6 +1,6 @@
 """Makes label maps from published annotations, in parallel; what exists is kept.
 
-`run` is the program of datasets/prepare_*.py.
+`run` is the program of prepare_*.py.
 """
 
 import argparse

@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from preparation import Job, is_made, make_label_map, make_label_maps, run
 
 from fasegr.data.image_io import BadFile, read_label
-from fasegr.data.preparation import Job, is_made, make_label_map, make_label_maps, run
 
 
 def plus_one(path: Path) -> np.ndarray:
@@ -109,6 +109,6 @@ def test_an_interruption_is_said(jobs, monkeypatch):
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fasegr.data.preparation.make_label_map", interrupted)
+    monkeypatch.setattr("preparation.make_label_map", interrupted)
     with pytest.raises(SystemExit, match="run the same command again to continue"):
         run("", lambda: {"train": jobs}, plus_one, {"train": 5}, ["--workers", "1"])
