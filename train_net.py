@@ -13,9 +13,9 @@ from fasegr import load_cfg
 from fasegr.checkpoint import Checkpointer
 from fasegr.d2 import default_argument_parser
 from fasegr.data.datasets import register_from_config
-from fasegr.engine.hooks import flatten
 from fasegr.engine.launch import launch, readable_errors, warnings_for_the_log
 from fasegr.engine.trainer import Trainer
+from fasegr.utils.nested import flatten
 
 logger = logging.getLogger("fasegr")
 
@@ -55,7 +55,7 @@ def evaluate(args, cfg) -> dict:
         logger.info("Multi-scale testing: sizes %s, flip %s", list(cfg.TEST.AUG.MIN_SIZES), cfg.TEST.AUG.FLIP)
         for name, scores in Trainer.test_with_TTA(cfg, model).items():
             results.setdefault(name, {}).update(scores)
-        means = {name: score for name, score in flatten(results).items() if name.endswith("/mIoU")}
+        means = {name: score for name, score in flatten(results, "/").items() if name.endswith("/mIoU")}
         logger.info("mIoU: %s", ", ".join(f"{name[:-5]} {score:.2f}" for name, score in means.items()))
     return results
 

@@ -1,5 +1,5 @@
-"""Checkpoints: found (`paths`), read without running code (`reading`), brought to our names (`names`), loaded whole
-or not at all (`loading`), written and resumed from (`checkpointer`)."""
+"""Checkpoints: found (`paths`), read without running code (`reading`), renamed to our names (`names`), loaded
+completely or not at all (`loading`), written and resumed from (`checkpointer`)."""
 
 from .checkpointer import Checkpointer
 from .loading import LoadReport, load_checkpoint

@@ -1,28 +1,25 @@
-"""Checkpoints of a training: written whole or not at all, read back for resuming."""
+"""Checkpoints of a training: written completely or not at all, read back for resuming."""
 
-import contextlib
 import glob
 import os
-from collections.abc import Callable, Iterator
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from fasegr.d2 import DetectionCheckpointer, comm
+from fasegr.utils.files import replacing
 
 from .loading import KINDS, LoadReport, load_weights, unwrap
 from .paths import local_path
 from .reading import Contents, check_readable, read_checkpoint
-
-_PARTIAL = ".partial"  # what a file is called while it is written; nothing looks for files of that name
 
 
 class Checkpointer(DetectionCheckpointer):
     """detectron2's checkpointer, whose files survive a kill, are read without running code, and are never half loaded.
 
     A checkpoint replaces an older one of its name only when it is complete on disk and has been found readable.
-    `report` tells how the weights last loaded fitted the model (None before that).
+    `report` says how the weights last loaded fit the model (None before that).
     """
 
     def __init__(
@@ -34,9 +31,12 @@ class Checkpointer(DetectionCheckpointer):
     def save(self, name: str, **kwargs: Any) -> None:
         """Write model, checkpointables and `kwargs` to `save_dir`/`name`.pth, and have training resume from it.
 
-        Only the main process writes. Raises OSError where the disk is full or read-only, ValueError for a `name` with a
+        Only the main process writes. Raises OSError if the disk is full or read-only, ValueError for a `name` with a
         folder in it and for a state that could not be read back; earlier checkpoints then stay as they were.
         """
+        if self.save_dir and self.save_to_disk:
+            for left in glob.glob(os.path.join(glob.escape(self.save_dir), "*.partial")):
+                os.remove(left)  # by a process that was killed while it wrote
         if self.save_untagged(name, **kwargs):
             self.tag_last_checkpoint(f"{name}.pth")
 
@@ -50,19 +50,17 @@ class Checkpointer(DetectionCheckpointer):
         states = {key: item.state_dict() for key, item in self.checkpointables.items()}
         data = {"model": self.model.state_dict(), **states, **kwargs}
         os.makedirs(self.save_dir, exist_ok=True)
-        for left in glob.glob(os.path.join(glob.escape(self.save_dir), f"*.pth{_PARTIAL}")):
-            os.remove(left)  # by a process that was killed while it wrote
         self.logger.info("Saving checkpoint to %s", path)
         try:
-            with replacing(path, "wb", check_readable) as file:
+            with replacing(path, "wb", check_readable, durable=True) as file:
                 torch.save(data, file)
         except (OSError, RuntimeError) as error:  # torch reports a failed write as either
             raise OSError(f"could not write checkpoint {path}: {error}; earlier checkpoints are untouched") from error
         return True
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Note in the file `last_checkpoint` which one training resumes from."""
-        with replacing(os.path.join(self.save_dir, "last_checkpoint"), "w") as file:
+        """Write to the file `last_checkpoint` which one training resumes from."""
+        with replacing(os.path.join(self.save_dir, "last_checkpoint"), durable=True) as file:
             file.write(last_filename_basename)
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
@@ -72,7 +70,7 @@ class Checkpointer(DetectionCheckpointer):
         every weight must fit. An empty `path` loads nothing. In several processes an error in one is an error in all.
         """
         if not path:
-            self.logger.info("No weights given: the model keeps its random start")
+            self.logger.info("No weights given: the model starts from random weights")
             return {}
         contents = self._read_everywhere(path)
         rest = contents.rest
@@ -85,7 +83,7 @@ class Checkpointer(DetectionCheckpointer):
         return rest
 
     def _read_everywhere(self, path: str) -> Contents:
-        """Read `path` in every process, or fail in every process: the others would wait for one that has given up."""
+        """Read `path` in every process, or fail in every process: the others would wait for one that failed."""
         error = None
         try:
             contents = read_checkpoint(local_path(path))
@@ -97,23 +95,3 @@ class Checkpointer(DetectionCheckpointer):
         if failures:
             raise OSError(f"another process could not read the checkpoint: {failures[0]}")
         return contents
-
-
-@contextlib.contextmanager
-def replacing(path: str, mode: str, check: Callable[[str], None] | None = None) -> Iterator[IO[Any]]:
-    """A file that becomes `path` when the block ends well and `check(file name)` passes, and vanishes when not.
-
-    Its bytes are on disk before it takes the name, so that a power cut leaves the old file or the new one.
-    """
-    partial = path + _PARTIAL
-    try:
-        with open(partial, mode) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if check is not None:
-            check(partial)
-        os.replace(partial, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(partial)

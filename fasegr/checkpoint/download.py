@@ -1,4 +1,4 @@
-"""Downloads that go on where they were interrupted, as a handler of iopath."""
+"""Downloads that continue where they were interrupted, as a handler of iopath."""
 
 import logging
 import os
@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 __all__ = ["ResumingHandler", "cached_path"]
 
-PART = ".part"  # what a file is called until it is complete
+PART = ".part"  # suffix of a file until it is complete; it has no process id, since the next attempt continues it
 TIMEOUT = 60  # seconds without a byte
 CHUNK = 2**20
 
@@ -21,14 +21,14 @@ _logger = logging.getLogger(__name__)
 
 
 def cached_path(url: str, cache_dir: str | None = None) -> str:
-    """Where in iopath's cache the file behind `url` lies, or will."""
+    """Where in iopath's cache the file behind `url` is, or will be."""
     folder = os.path.dirname(urlparse(url).path.lstrip("/"))
     name = url.rsplit("/", 1)[-1]  # with the query, which may be what tells files apart
     return os.path.join(get_cache_dir(cache_dir), folder, name)
 
 
 class ResumingHandler(HTTPURLHandler):
-    """iopath's handler of URLs, with its cache, whose interrupted downloads are continued by the next one."""
+    """iopath's handler of URLs, with its cache; an interrupted download is continued by the next attempt."""
 
     def _get_local_path(self, path: str, force: bool = False, cache_dir: str | None = None, **kwargs) -> str:
         self._check_kwargs(kwargs)
@@ -44,9 +44,9 @@ class ResumingHandler(HTTPURLHandler):
 
 
 def _download(url: str, target: str) -> None:
-    """Fetch `url` to `target`, after what an earlier attempt has left in `target`.part.
+    """Fetch `url` to `target`, continuing what an earlier attempt has left in `target`.part.
 
-    Raises OSError (urllib's errors are of that kind) where the server or the disk fails; the part is kept.
+    Raises OSError (urllib's errors are of that kind) if the server or the disk fails; the part is kept.
     """
     part = target + PART
     have = os.path.getsize(part) if os.path.exists(part) else 0
@@ -58,16 +58,16 @@ def _download(url: str, target: str) -> None:
         if error.code != 416 or not have:
             raise
         error.close()
-        if error.headers.get("Content-Range") == f"bytes */{have}":  # killed when all was there but the name
+        if error.headers.get("Content-Range") == f"bytes */{have}":  # complete; killed before it was renamed
             os.replace(part, target)
             return None
-        os.remove(part)  # longer than the file, so no part of it
+        os.remove(part)  # longer than the file, so not a part of it
         return _download(url, target)
     with response:
         start = _start(response, have)
         length = response.headers.get("Content-Length")
         total = None if length is None else start + int(length)
-        _logger.info("Downloading %s to %s%s", url, target, f", from byte {start} on" if start else "")
+        _logger.info("Downloading %s to %s%s", url, target, f", from byte {start}" if start else "")
         bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=os.path.basename(target))
         with bar, open(part, "r+b" if start else "wb") as file:
             file.seek(start)
@@ -78,18 +78,18 @@ def _download(url: str, target: str) -> None:
             os.fsync(file.fileno())
     size = os.path.getsize(part)
     if size == 0 or total not in (None, size):
-        raise ConnectionError(f"the connection ended after {size} of {total or 'some'} bytes; run it again to go on")
+        raise ConnectionError(f"the connection ended after {size} of {total or 'some'} bytes; run it again to continue")
     os.replace(part, target)
     return None
 
 
 def _start(response, asked: int) -> int:
-    """The byte of the file that the response begins with: `asked`, or 0 where the server gives whole files alone."""
+    """The byte of the file that the response begins with: `asked`, or 0 if the server only sends whole files."""
     if response.status != 206:
         return 0
     stated = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
     if stated is None or int(stated[1]) != asked:
         raise ConnectionError(
-            f"the server answered with {response.headers.get('Content-Range')!r} when asked to go on at byte {asked}"
+            f"the server answered with {response.headers.get('Content-Range')!r} when asked to continue at byte {asked}"
         )
     return asked

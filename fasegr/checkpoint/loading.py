@@ -1,6 +1,6 @@
 """Weights into a model: all of them, a backbone, or all but the classifier of other classes; nothing in between.
 
-What is loaded is decided on names and shapes before the first entry of the model is touched.
+Names and shapes decide what is loaded before the first entry of the model is changed.
 """
 
 import logging
@@ -27,10 +27,10 @@ class LoadReport(NamedTuple):
 
     kind: "full" (every entry fits), "backbone" (the whole backbone and nothing else; of a Swin, the norms of its maps
     may be missing, which ImageNet's files lack), "fine-tune" (all but the classifier, which is of another number of
-    classes and keeps its random start), or "other" (weights of another model, which `load_checkpoint` refuses).
-    renamed: the model's name -> the file's. unexpected: what the file has besides, translated where it could be.
+    classes and stays random), or "other" (weights of another model, which `load_checkpoint` refuses).
+    renamed: the model's name -> the file's. unexpected: what else the file has, under our names where they are known.
     mismatched: (name, shape in the file, shape in the model). extras: names in the file that are known and not needed.
-    resized: like mismatched, of those among matched that fit once they are interpolated: position tables of a backbone.
+    resized: like mismatched, for those among matched that fit after interpolation: position tables of a backbone.
     """
 
     path: str
@@ -62,7 +62,7 @@ class LoadReport(NamedTuple):
             resized = [f"{name} from {there} to {here}" for name, there, here in self.resized]
             lines.append(f"resized by bicubic interpolation: {_some(resized)}")
         if self.extras:
-            lines.append(f"not needed and left out: {_some(self.extras)}")
+            lines.append(f"not needed and ignored: {_some(self.extras)}")
         return "\n".join(lines)
 
     def differences(self) -> str:
@@ -83,10 +83,10 @@ def _some(names: list[str], most: int = 4) -> str:
 
 
 def load_checkpoint(model: nn.Module, path: str) -> LoadReport:
-    """Load the weights in `path` (file, URL or name of a model zoo) into `model`, log a table, return what fitted.
+    """Load the weights in `path` (file, URL or name of a model zoo) into `model`, log a table, return what fit.
 
-    Raises what `local_path` and `read_checkpoint` raise, and ValueError for weights of another model, which are refused
-    before anything is loaded.
+    Raises what `local_path` and `read_checkpoint` raise, and ValueError for weights of another model, before anything
+    is loaded.
     """
     return load_weights(model, read_checkpoint(local_path(path)).weights, path)
 
@@ -150,7 +150,7 @@ def _refusal(report: LoadReport) -> str:
     total = len(report.matched) + len(report.mismatched) + len(report.missing)
     if report.kind == "other":
         found = "weights of another model"
-        way_out = "Use the config that they were trained with (its MODEL keys), or other weights as MODEL.WEIGHTS."
+        way_out = "Use the config (MODEL keys) that they were trained with, or other weights as MODEL.WEIGHTS."
     else:
         found = "the state of a training of another model"
         way_out = (
@@ -166,9 +166,11 @@ def _refusal(report: LoadReport) -> str:
 def _log(report: LoadReport) -> None:
     if report.kind == "fine-tune":
         _, there, here = report.mismatched[0]
-        what = f"all but its {there[0] - 1} classes; our {here[0] - 1} classes keep their random start (fine-tuning)"
+        what = f"all but its {there[0] - 1} classes; our {here[0] - 1} classes start from random weights (fine-tuning)"
     else:
-        what = {"full": "the whole model", "backbone": "the backbone; the rest keeps its random start"}[report.kind]
+        what = {"full": "the whole model", "backbone": "the backbone; the rest starts from random weights"}[
+            report.kind
+        ]
     _logger.info("Loaded %d entries of %s: %s\n%s", len(report.matched), report.path, what, report.table())
 
 

@@ -1,8 +1,8 @@
-"""The names under which other programs keep the same weights, and ours for them.
+"""Other programs' names for the same weights, and ours.
 
-Ours are those of the released FASeg and Mask2Former: a ResNet in detectron2's spelling, a Swin in the original's. Known
-besides them are torchvision's and timm's ResNet, timm's Swin, detectron2's and Swin's ImageNet files (no `backbone.` in
-front), timm's own for a network of timm, and two older spellings of Mask2Former's head.
+Ours are those of the released FASeg and Mask2Former: a ResNet with detectron2's names, a Swin with the original's. Also
+known are torchvision's and timm's ResNet, timm's Swin, detectron2's and Swin's ImageNet files (no `backbone.` prefix),
+timm's own names for a network of timm, and two older versions of Mask2Former's head.
 """
 
 import re
@@ -21,39 +21,39 @@ _TORCHVISION = (
     (r"\bdownsample\.0\.", "shortcut."),
     (r"\bdownsample\.1\.", "shortcut.norm."),
 )
-# timm puts what leads from stage to stage at the start of the later one, the original at the end of the earlier one.
+# timm downsamples at the start of a stage, the original Swin at the end of the one before.
 _TIMM_SWIN = ((r"^layers\.([1-9])\.downsample\.", lambda match: f"layers.{int(match[1]) - 1}.downsample."),)
-# In a network that hands out its maps, timm joins the names of a sequence and its parts: stages.0 becomes stages_0.
+# In a network that returns its feature maps, timm joins the names of a sequence and its parts: stages.0 is stages_0.
 _TIMM_MAPS = ((r"^(\w+)\.(\d+)\.", r"\1_\2."),)
 _IN_TIMM = re.compile(r"(?:backbone\.)?timm\.([^.]+)")  # what `TimmBackbone` calls timm's network, and a part of it
 _SPELLINGS = (
     *((rules, prefix) for rules in (_RELEASED, _TORCHVISION, _TIMM_SWIN) for prefix in ("", "backbone.")),
     *((rules, prefix) for rules in ((), _TIMM_MAPS) for prefix in ("timm.", "backbone.timm.")),
 )
-_STEPS = ".num_batches_tracked"  # batch norm counts its steps; read only where its momentum is None, and never by us
-# Entries that files hold and a model may do without: the loss's class weights and the image statistics, which the
-# config sets; the ImageNet classifier, and Swin's norm before it; the steps of batch norm where the model's norm is
-# frozen; Swin's masks for the one size that it was trained with.
+_STEPS = ".num_batches_tracked"  # batch norm's step count; used only if its momentum is None, which ours never is
+# Entries of files that a model does not need: the loss's class weights and the image statistics, which the config
+# sets; the ImageNet classifier, and Swin's norm before it; the step count of batch norm if the model's norm is frozen;
+# Swin's masks for the one size that it was trained with.
 _EXTRA = re.compile(
     r"criterion\.empty_weight|pixel_(mean|std)|(backbone\.)?((stem\.)?fc|head|head\.fc|norm)\.(weight|bias)"
     r"|.*\.attn_mask|.*" + re.escape(_STEPS)
 )
-_OFFSETS = ".relative_position_index"  # where in its table Swin finds a pair of tokens: the window's size tells
-_MAP_NORM = re.compile(r"(backbone\.)?norm\d\.(weight|bias)")  # of Swin, on each map that it hands out
+_OFFSETS = ".relative_position_index"  # the row of Swin's table for a pair of tokens: follows from the window size
+_MAP_NORM = re.compile(r"(backbone\.)?norm\d\.(weight|bias)")  # of Swin, on each feature map that it returns
 
 
 class Renaming(NamedTuple):
-    """to_file: our name -> the file's name, without known extras; extras: names in the file that are left out."""
+    """to_file: our name -> the file's name, without known extras; extras: names in the file that are ignored."""
 
     to_file: dict[str, str]
     extras: list[str]
 
 
 def to_our_names(names: Iterable[str], expected: Collection[str]) -> Renaming:
-    """Bring the `names` of a file to those of the model, whose state dict has the names `expected`.
+    """Translate the `names` of a file to those of the model, whose state dict has the names `expected`.
 
-    The spelling that hits most of them is taken for the whole file, so that no name is translated by one and its
-    neighbour by another. Raises ValueError where two names of the file mean the same entry.
+    The one convention that matches most of them is used for the whole file, so that no two names are translated by
+    different ones. Raises ValueError if two names of the file mean the same entry.
     """
     names, expected = list(names), set(expected)
     translations = [[spell(name) for name in names] for spell in (_spelling(*spelling) for spelling in _SPELLINGS)]
@@ -74,18 +74,18 @@ def to_our_names(names: Iterable[str], expected: Collection[str]) -> Renaming:
 
 
 def may_be_missing(name: str) -> bool:
-    """Whether a model does as well without the entry `name`: files made for a frozen norm lack the steps, and newer
-    ones of Swin the offsets."""
+    """Whether a file may lack the entry `name`: one made with a frozen norm has no step counts, and newer ones of Swin
+    have no offsets."""
     return name.endswith((_STEPS, _OFFSETS))
 
 
 def is_derived(name: str) -> bool:
-    """Whether the model's own value of `name` is the only right one, whatever a file says."""
+    """Whether the model computes `name` itself, so that a file's value does not matter."""
     return name.endswith(_OFFSETS)
 
 
 def is_map_norm(name: str) -> bool:
-    """Whether `name` is of a norm that a Swin backbone has on its maps and an ImageNet classifier has not."""
+    """Whether `name` belongs to a norm on a Swin backbone's feature maps, which an ImageNet classifier lacks."""
     return _MAP_NORM.fullmatch(name) is not None
 
 

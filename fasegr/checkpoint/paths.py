@@ -1,4 +1,4 @@
-"""Where weights lie: a local path, a URL, or a name of a model zoo, ours or detectron2's; a local file in the end."""
+"""Local files for weights given as a path, a URL, or a name of a model zoo, ours or detectron2's."""
 
 import os
 
@@ -10,15 +10,15 @@ from .zoo import PREFIX, released_url
 ZOOS = {"detectron2://": "https://dl.fbaipublicfiles.com/detectron2/"}
 DOWNLOADED = ("http://", "https://")
 
-_MANAGER = PathManager()  # of its own: handlers that other programs register, or two runtimes, change nothing here
+_MANAGER = PathManager()  # a separate one, which other programs' handlers do not change
 _MANAGER.register_handler(ResumingHandler())
 
 
 def local_path(path: str) -> str:
-    """The local file behind `path`, downloaded to iopath's cache first where it is a URL or a name of a model zoo.
+    """The local file behind `path`, downloaded to iopath's cache first if it is a URL or a name of a model zoo.
 
-    Raises FileNotFoundError for a local file that is not there, ValueError for a scheme or name that nothing serves,
-    and ConnectionError where a download fails, which says where a file that was fetched by hand belongs.
+    Raises FileNotFoundError for a local file that does not exist, ValueError for an unknown scheme or name, and
+    ConnectionError if a download fails, which says where to put a file that was fetched by hand.
     """
     if path.startswith(PREFIX):
         url = released_url(path)
@@ -28,7 +28,7 @@ def local_path(path: str) -> str:
         return _downloaded(path, url)
     if "://" in url:
         schemes = ", ".join([PREFIX, *ZOOS, *DOWNLOADED])
-        raise ValueError(f"weights {path!r}: nothing here reads that scheme; use a local path or one of {schemes}")
+        raise ValueError(f"weights {path!r}: unknown scheme; use a local path or one of {schemes}")
     return _existing(os.path.expanduser(path))
 
 
@@ -50,6 +50,6 @@ def _existing(path: str) -> str:
         hint = f"name a file in it ({', '.join(held[-5:])})" if held else "there is no weights file in it"
         raise FileNotFoundError(f"weights {path!r} is a folder; {hint}")
     raise FileNotFoundError(
-        f"there is no weights file {path!r} (looked from {os.getcwd()}); pass an existing file, a URL or the name of a "
-        "model zoo as MODEL.WEIGHTS, or '' to start from random weights"
+        f"there is no weights file {path!r} (working directory: {os.getcwd()}); pass an existing file, a URL or a name "
+        "of a model zoo as MODEL.WEIGHTS, or '' to start from random weights"
     )

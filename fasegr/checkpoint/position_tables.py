@@ -12,7 +12,7 @@ _TABLE = ".relative_position_bias_table"
 
 
 def can_be_resized(name: str, there: tuple[int, ...], here: tuple[int, ...]) -> bool:
-    """Whether the entry `name` of shape `there` is a table that can be brought to the shape `here`."""
+    """Whether the entry `name` of shape `there` is a table that can be resized to the shape `here`."""
     if not name.endswith(_TABLE) or len(there) != 2 or there[1:] != here[1:]:
         return False
     return _side(there) > 0 and _side(here) > 0
@@ -26,6 +26,6 @@ def resize(table: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _side(shape: tuple[int, ...]) -> int:
-    """Offsets along one axis; 0 where `shape` is of no square window."""
+    """Offsets along one axis; 0 if `shape` does not belong to a square window."""
     side = math.isqrt(shape[0])
     return side if side * side == shape[0] and side % 2 else 0

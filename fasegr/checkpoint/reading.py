@@ -1,4 +1,4 @@
-"""Reading a checkpoint file without running what is in it.
+"""Reading a checkpoint file without running code from it.
 
 A pickle is a program: whoever wrote the file decides what runs when it is read. Here it can only build numbers.
 `.safetensors` holds nothing else by design; a torch file is read with `weights_only=True`; the `.pkl` of model zoos
@@ -22,13 +22,13 @@ from torch import Tensor
 # Where files keep the state dict: detectron2 and Swin; timm and Lightning; the PyTorch tutorials.
 MODEL_KEYS = ("model", "state_dict", "model_state_dict")
 _EXPECTED = f"expected a state dict (names to tensors), alone or under one of {', '.join(MODEL_KEYS)}"
-_WRAPPERS = ("module.", "_orig_mod.")  # put before every name by DistributedDataParallel and by torch.compile
+_WRAPPERS = ("module.", "_orig_mod.")  # prefixes that DistributedDataParallel and torch.compile add to every name
 
 
 class Contents(NamedTuple):
     """What a checkpoint file holds.
 
-    weights: name -> tensor on the CPU, without the prefixes of wrappers; rest: what was saved next to them (optimizer,
+    weights: name -> tensor on the CPU, without the prefixes of wrappers; rest: what was saved with them (optimizer,
     iteration, ...).
     """
 
@@ -39,10 +39,10 @@ class Contents(NamedTuple):
 def read_checkpoint(path: str) -> Contents:
     """Read the local file `path`: `.safetensors`, `.pkl`, and anything else as a file of `torch.save`.
 
-    Raises OSError where it cannot be opened, and ValueError naming it where it is damaged, holds more than data, or has
-    no weights in it.
+    Raises OSError if it cannot be opened, and ValueError naming it if it is damaged, holds more than data, or has no
+    weights in it.
     """
-    with open(path, "rb") as file:  # so that a missing or locked file is not taken for a damaged one below
+    with open(path, "rb") as file:  # so that a missing or locked file is not mistaken for a damaged one below
         start = file.read(64)
     if path.endswith(".safetensors"):
         read = safetensors.torch.load_file
@@ -54,9 +54,8 @@ def read_checkpoint(path: str) -> Contents:
         data = read(path)
     except ForbiddenGlobal as error:
         raise ValueError(
-            f"{path} was not read: besides numbers it holds {error}, and reading that could run code. If you trust its "
-            "origin, load it with the program that wrote it and save the state dict alone, with torch.save or as "
-            ".safetensors"
+            f"{path} was not read: besides numbers it holds {error}, which could run code. If you trust its origin, "
+            "load it with the program that wrote it and save only the state dict, with torch.save or as .safetensors"
         ) from error
     except Exception as error:  # a cut or foreign file makes the readers raise anything from KeyError to OSError
         message = str(error).strip() or "no further message"
@@ -68,12 +67,12 @@ def read_checkpoint(path: str) -> Contents:
 
 
 def _suspicion(start: bytes) -> str:
-    """What a file that is no checkpoint may be, from its first bytes."""
+    """What a file that is not a checkpoint may be, from its first bytes."""
     if start.startswith(b"version https://git-lfs"):
         return "it is a git-lfs pointer, not the file itself; run `git lfs pull`."
     if start.lstrip()[:1] == b"<":
-        return "it is a web page, not weights; the link it came from is no direct download."
-    return "it is damaged or incomplete, or no checkpoint; copy or download it again, or use an earlier one."
+        return "it is a web page, not weights; the link it came from is not a direct download."
+    return "it is damaged or incomplete, or not a checkpoint; copy or download it again, or use an earlier one."
 
 
 def _unnest(data: Any, path: str) -> Contents:
@@ -86,34 +85,34 @@ def _unnest(data: Any, path: str) -> Contents:
     weights = {}
     for name, value in named.items():
         if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufc":
-            # a copy, since torch takes neither foreign byte orders nor memory that is read-only
+            # a copy, since torch supports neither other byte orders nor read-only memory
             value = torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("=")))
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise ValueError(f"{path}: {name!r} is a {type(value).__name__}, not a tensor; {_EXPECTED}")
         weights[name] = value.detach()
-    for wrapper in _WRAPPERS * 2:  # either may be around the other
+    for wrapper in _WRAPPERS * 2:  # either may be the outer one
         if all(name.startswith(wrapper) for name in weights):
             weights = {name.removeprefix(wrapper): value for name, value in weights.items()}
     return Contents(weights, rest)
 
 
 class ForbiddenGlobal(pickle.UnpicklingError):
-    """A pickle asks for a name that is not on the list. The message is the name."""
+    """A pickle asks for a name that is not allowed. The message is the name."""
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    """What bytes look like in a protocol-2 pickle; no other codec than the one such pickles use."""
+    """How a protocol-2 pickle stores bytes; it uses no other codec."""
     if encoding != "latin1":
         raise ForbiddenGlobal(f"_codecs.encode to {encoding}")
     return codecs.encode(text, "latin1")
 
 
 def _tensor_storage(data: bytes) -> Any:
-    """The storage of a pickled tensor, a torch file of its own; torch's function of this name reads it unguarded."""
+    """The storage of a pickled tensor, itself a torch file; torch's function of this name reads it unsafely."""
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
-# What arrays and scalars are rebuilt by, asked of numpy itself: the module that holds it has moved (core, _core).
+# Functions that rebuild arrays and scalars, taken from numpy itself: their module has moved (core, _core).
 _NUMPY_BUILDERS = {
     "multiarray._reconstruct": np.empty(1).__reduce__()[0],
     "multiarray.scalar": np.float64(0).__reduce__()[0],
@@ -150,25 +149,25 @@ def _read_pickle(path: str) -> Any:
 
 
 def check_readable(path: str) -> None:
-    """ValueError if the torch file `path` holds what `read_checkpoint` refuses. Maps the file: tensors cost nothing."""
+    """ValueError if `read_checkpoint` would refuse the torch file `path`. Memory-mapped, so tensors cost nothing."""
     try:
         _read_torch(path, mmap=True)
     except ForbiddenGlobal as error:
         raise ValueError(
-            f"the state to save holds {error}, which could not be read back without running code; keep to tensors, "
+            f"the state to save holds {error}, which could not be read back without running code; use only tensors, "
             "numpy arrays, numbers, strings, and lists and dicts of them"
         ) from error
 
 
 def _read_torch(path: str, mmap: bool = False) -> Any:
-    # Training states hold a few numpy numbers (a best score, a random state), which weights_only alone refuses.
+    # Training states hold a few numpy numbers (a best score, a random state), which weights_only refuses by default.
     dtypes = {type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["AllFloat"] + "?"}
     admitted = [*((value, name) for name, value in _NUMPY_GLOBALS.items()), *dtypes]
     with torch.serialization.safe_globals(admitted):
         try:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
         except pickle.UnpicklingError as error:
-            # torch's message is a page of advice to read the file unguarded; the name or the reason is in it.
+            # torch's message is a page of advice to read the file unsafely; it also has the name or the reason.
             forbidden = re.search(r"GLOBAL (\S+)", str(error))
             if forbidden:
                 raise ForbiddenGlobal(forbidden[1]) from error

@@ -18,14 +18,14 @@ _logger = logging.getLogger(__name__)
 
 
 def released_url(path: str) -> str:
-    """The address of the checkpoint called `path`, with PREFIX in front. Its licence goes to the log.
+    """The URL of the checkpoint called `path`, with PREFIX in front. Logs its licence.
 
-    Raises ValueError for a name that does not exist; the message has those that do.
+    Raises ValueError for a name that does not exist; the message lists those that do.
     """
     name = path.removeprefix(PREFIX)
     if name not in RELEASED:
         names = ", ".join(PREFIX + known for known in RELEASED)
-        raise ValueError(f"weights {path!r}: no checkpoint of that name has been released; there are: {names}")
+        raise ValueError(f"weights {path!r}: no released checkpoint has that name; there are: {names}")
     _logger.info(
         "%s: weights of He et al., released at github.com/ziplab/FASeg under CC BY-NC 4.0: name the authors, "
         "and use them for nothing commercial",

@@ -6,10 +6,8 @@ environment variable ``FASEGR_RUNTIME`` (``detectron2`` or ``builtin``) forces o
 detectron2, and nothing in it is maths: numbers have one implementation, plumbing has two.
 """
 
-import importlib
 import importlib.util
 import os
-from types import ModuleType
 
 RUNTIMES = ("detectron2", "builtin")
 
@@ -30,12 +28,54 @@ def choose_runtime(forced: str, installed: bool) -> str:
     return forced or ("detectron2" if installed else "builtin")
 
 
-def import_runtime(name: str) -> ModuleType:
-    """The module that holds the names of a runtime; ImportError, with what to do, if detectron2 is there but broken."""
-    if name == "builtin":
-        return importlib.import_module(".builtin", __name__)
+RUNTIME = choose_runtime(os.environ.get("FASEGR_RUNTIME", ""), importlib.util.find_spec("detectron2") is not None)
+
+if RUNTIME == "builtin":
+    from .builtin import comm
+    from .builtin.catalog import DatasetCatalog, MetadataCatalog
+    from .builtin.checkpoint import DetectionCheckpointer
+    from .builtin.config import CfgNode, configurable, get_cfg
+    from .builtin.data import build_detection_test_loader, build_detection_train_loader
+    from .builtin.evaluation import DatasetEvaluator, DatasetEvaluators, inference_on_dataset
+    from .builtin.events import EventStorage, get_event_storage
+    from .builtin.launch import default_argument_parser, default_setup, launch
+    from .builtin.logger import setup_logger
+    from .builtin.modeling import (
+        BACKBONE_REGISTRY,
+        META_ARCH_REGISTRY,
+        SEM_SEG_HEADS_REGISTRY,
+        Backbone,
+        ShapeSpec,
+        build_backbone,
+        build_model,
+        build_sem_seg_head,
+    )
+    from .builtin.trainer import DefaultTrainer, HookBase
+else:
     try:
-        return importlib.import_module(".detectron2", __name__)
+        from detectron2.checkpoint import DetectionCheckpointer
+        from detectron2.config import CfgNode, configurable, get_cfg
+        from detectron2.data import (
+            DatasetCatalog,
+            MetadataCatalog,
+            build_detection_test_loader,
+            build_detection_train_loader,
+        )
+        from detectron2.engine import DefaultTrainer, HookBase, default_argument_parser, default_setup, launch
+        from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, inference_on_dataset
+        from detectron2.layers import ShapeSpec
+        from detectron2.modeling import (
+            BACKBONE_REGISTRY,
+            META_ARCH_REGISTRY,
+            SEM_SEG_HEADS_REGISTRY,
+            Backbone,
+            build_backbone,
+            build_model,
+            build_sem_seg_head,
+        )
+        from detectron2.utils import comm
+        from detectron2.utils.events import EventStorage, get_event_storage
+        from detectron2.utils.logger import setup_logger
     except Exception as error:
         # Its C++ extension breaks in many ways when torch changes under it (ImportError, OSError, AttributeError ...).
         # Falling back silently would run another program than the one that was installed.
@@ -43,7 +83,6 @@ def import_runtime(name: str) -> ModuleType:
             f"detectron2 is installed but cannot be imported ({type(error).__name__}: {error}); rebuild it for this "
             "torch, uninstall it, or set FASEGR_RUNTIME=builtin to run without it"
         ) from error
-
 
 __all__ = [
     "BACKBONE_REGISTRY",
@@ -76,7 +115,3 @@ __all__ = [
     "launch",
     "setup_logger",
 ]
-
-RUNTIME = choose_runtime(os.environ.get("FASEGR_RUNTIME", ""), importlib.util.find_spec("detectron2") is not None)
-_runtime = import_runtime(RUNTIME)
-globals().update({name: getattr(_runtime, name) for name in __all__ if name != "RUNTIME"})

@@ -4,7 +4,6 @@ import datetime
 import logging
 import os
 import re
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -16,28 +15,22 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from fasegr.checkpoint import Checkpointer, read_checkpoint
 from fasegr.d2 import HookBase, comm
 from fasegr.engine.metrics import MetricsFile, set_aside
+from fasegr.utils.memory import peak_memory
+from fasegr.utils.nested import flatten
 
-__all__ = ["BestCheckpoint", "Checkpoints", "Evaluation", "LearningRate", "Metrics", "Progress", "peak_memory"]
+__all__ = ["BestCheckpoint", "Checkpoints", "Evaluation", "LearningRate", "Metrics", "Progress"]
 
 logger = logging.getLogger(__name__)
 
 LOGGERS = ("fasegr", "detectron2", "fvcore")  # that have handlers of their own
 
 
-def peak_memory() -> float:
-    """The most memory used so far, in MB: tensors on the GPU where there is one, else this process's resident set."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated() / 2**20
-    try:
-        import resource
-    except ImportError:  # Windows
-        return float("nan")
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used / 2**20 if sys.platform == "darwin" else used / 2**10  # macOS counts in bytes, Linux in kB
+def _peak_megabytes(trainer) -> float:
+    return peak_memory(torch.device(trainer.cfg.MODEL.DEVICE)) / 2**20
 
 
 class LearningRate(HookBase):
-    """Notes the learning rate of the largest group, and steps the schedule after each iteration."""
+    """Records the learning rate of the largest group, and steps the schedule after each iteration."""
 
     def before_train(self) -> None:
         groups = self.trainer.optimizer.param_groups
@@ -55,9 +48,9 @@ class LearningRate(HookBase):
 
 
 class Metrics(HookBase):
-    """Means over `period` iterations of all that was put in the storage: into metrics.json, TensorBoard and the log.
+    """Writes means over `period` iterations of all scalars in the storage to metrics.json, TensorBoard and the log.
 
-    The sums under way are part of a checkpoint, so a resumed run writes the same lines as one that was not interrupted.
+    The current sums are part of a checkpoint, so a resumed run writes the same lines as one that was not interrupted.
     Place it before the hook that saves.
     """
 
@@ -75,9 +68,9 @@ class Metrics(HookBase):
             number = set_aside(self.output_dir, ("metrics.json", "last_checkpoint"))
             if number is not None:
                 logger.warning(
-                    "%s holds an earlier run that is not being resumed: this one starts anew and will replace its "
-                    "checkpoints. The earlier metrics.json and last_checkpoint were renamed to metrics.%d.json and "
-                    "last_checkpoint.%d. To keep both runs whole, stop now and set another OUTPUT_DIR",
+                    "%s holds an earlier run that is not being resumed: this one starts from the beginning and will "
+                    "overwrite its checkpoints. The earlier metrics.json and last_checkpoint were renamed to "
+                    "metrics.%d.json and last_checkpoint.%d. To keep both runs, stop now and set another OUTPUT_DIR",
                     *(self.output_dir, number, number),
                 )
         self.file = MetricsFile(self.output_dir, self.trainer.start_iter)
@@ -95,7 +88,7 @@ class Metrics(HookBase):
         self._counts.clear()
         if self.file is not None:
             eta = means["time"] * (self.trainer.max_iter - iteration - 1)
-            means |= {"eta_seconds": eta, "memory": peak_memory()}
+            means |= {"eta_seconds": eta, "memory": _peak_megabytes(self.trainer)}
             self.file.write(iteration, means)
             logger.info(self._line(iteration, means))
 
@@ -109,17 +102,17 @@ class Metrics(HookBase):
         return "  ".join(parts)
 
     def close(self) -> None:
-        """To be called when all hooks are done: the last evaluation writes in its `after_train`."""
+        """Call this when all hooks are done: the last evaluation writes in its `after_train`."""
         if self.file is not None:
             self.file.close()
 
     def write(self, iteration: int, scalars: Mapping[str, float]) -> None:
-        """A line of its own, for what comes less often than every step."""
+        """Write a separate line, for what comes less often than every step."""
         if self.file is not None:
             self.file.write(iteration, scalars)
 
     def has_line(self, iteration: int, name: str) -> bool:
-        """Whether the run that is continued here wrote `name` for `iteration`. The same in all processes."""
+        """Whether the run that is resumed here wrote `name` for `iteration`. The same in all processes."""
         lines = self.file.lines if self.file is not None else []
         return comm.all_gather(any(line["iteration"] == iteration and name in line for line in lines))[0]
 
@@ -152,12 +145,12 @@ class Checkpoints(HookBase):
 class Evaluation(HookBase):
     """Evaluates every `period` iterations (0: never) and at the end.
 
-    An evaluation that an earlier run was killed in, after it had saved its checkpoint, is made up for first.
+    If an earlier run was killed during an evaluation, after it had saved its checkpoint, that one is run first.
     """
 
     def __init__(self, period: int, evaluate: Callable[[], dict], metrics: Metrics, main_score: str):
         """evaluate: called in all processes; returns nested results, {} in all but the main process.
-        main_score: name of the score whose line in metrics.json tells that an evaluation was finished."""
+        main_score: name of the score whose presence in metrics.json shows that an evaluation was finished."""
         self.period = period
         self.evaluate = evaluate
         self.metrics = metrics
@@ -180,27 +173,16 @@ class Evaluation(HookBase):
 
     def _run(self, iteration: int) -> None:
         with self.trainer.interruption.at_once():
-            scores = flatten(self.evaluate())
+            scores = {name: float(score) for name, score in flatten(self.evaluate(), "/").items()}
         self.trainer.storage.put_scalars(smoothing_hint=False, cur_iter=iteration, **scores)
         self.metrics.write(iteration, scores)
         comm.synchronize()
 
 
-def flatten(results: Mapping, prefix: str = "") -> dict[str, float]:
-    """Nested results as one dict: {"sem_seg": {"mIoU": 50.0}} becomes {"sem_seg/mIoU": 50.0}."""
-    flat: dict[str, float] = {}
-    for name, value in results.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}/")
-        else:
-            flat[f"{prefix}{name}"] = float(value)
-    return flat
-
-
 class BestCheckpoint(HookBase):
     """Keeps the weights with the highest `score` so far as model_best.pth. Place it after the evaluation.
 
-    The score stands in the file, and a resumed run reads it there: checkpoints are saved before the evaluation.
+    A resumed run reads the score from that file: regular checkpoints are saved before the evaluation.
     """
 
     def __init__(self, model: torch.nn.Module, output_dir: str, score: str):
@@ -229,9 +211,9 @@ class BestCheckpoint(HookBase):
 
 
 class Progress(HookBase):
-    """A bar on the main process's terminal: iterations, rate, time left, total loss, peak memory.
+    """A progress bar on the main process's terminal: iterations, rate, time left, total loss, peak memory.
 
-    Where standard error is no terminal there is no bar; the log has all of it every 20 iterations.
+    There is none if standard error is not a terminal; the log has the same numbers every 20 iterations.
     """
 
     def __init__(self):
@@ -244,7 +226,7 @@ class Progress(HookBase):
             disable=None if comm.is_main_process() else True,
             unit="it",
             dynamic_ncols=True,
-            smoothing=0,  # the mean over the run, evaluations included, is what tells when it will be over
+            smoothing=0,  # the mean over the run, evaluations included, is what predicts its end
         )
         self._open.callback(self._bar.close)
         if not self._bar.disable:  # log lines go above the bar, not through it
@@ -254,9 +236,9 @@ class Progress(HookBase):
         if self._bar.disable:
             return
         loss = self.trainer.storage.latest()["total_loss"][0]
-        self._bar.set_postfix_str(f"loss {loss:.3f}, {peak_memory():.0f} MB", refresh=False)
+        self._bar.set_postfix_str(f"loss {loss:.3f}, {_peak_megabytes(self.trainer):.0f} MB", refresh=False)
         self._bar.update()
 
     def close(self) -> None:
-        """To be called when all hooks are done, however the training ended."""
+        """Call this when all hooks are done, however the training ended."""
         self._open.close()

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request to stop where a training can be continued."""
+"""Ctrl-C and SIGTERM as a request to stop where a training can be resumed."""
 
 import os
 import signal
@@ -10,12 +10,12 @@ from contextlib import contextmanager
 __all__ = ["Interrupted", "Interruption"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# A terminal and torchrun may both pass on one Ctrl-C; only a second one after this many seconds is a second one.
+# A terminal and torchrun may both forward one Ctrl-C; only after this many seconds is it a second one.
 DEAD_TIME = 2.0
 
 
 class Interrupted(KeyboardInterrupt):
-    """A training was stopped by the signal `signum`; `exit_code` is what shells expect then (130 after Ctrl-C)."""
+    """A training was stopped by the signal `signum`; `exit_code` is the one that shells expect (130 after Ctrl-C)."""
 
     def __init__(self, signum: int):
         super().__init__(f"stopped by {signal.Signals(signum).name}")
@@ -24,13 +24,13 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interruption:
-    """While entered, notes the first signal in `signum` instead of ending the process; the loop looks at it.
+    """A context in which the first signal is kept in `signum`, for the training loop to check, and ends nothing.
 
-    A second Ctrl-C ends it at once. Signals reach Python's main thread alone: entered in another, this does nothing.
+    A second Ctrl-C ends the process. Python handles signals in its main thread only: in another, this does nothing.
     """
 
     def __init__(self, announcement: str = ""):
-        """announcement: what the terminal is told when the signal comes."""
+        """announcement: printed to the terminal when the signal arrives."""
         self.announcement = announcement
         self.signum: int | None = None
         self._since = 0.0
@@ -48,7 +48,7 @@ class Interruption:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Inside, a signal raises Interrupted right away: for long work that can be left half done."""
+        """A context in which a signal raises Interrupted immediately: for long work that can be left unfinished."""
         if self.signum is not None:
             raise Interrupted(self.signum)
         self._may_raise = True
@@ -62,12 +62,12 @@ class Interruption:
             if signum == signal.SIGTERM:
                 signal.signal(signum, signal.SIG_DFL)
                 os.kill(os.getpid(), signum)
-            return  # a Ctrl-C in the terminal reaches workers too, but the step under way still needs their batches
+            return  # Ctrl-C in the terminal reaches workers too, but the current step still needs their batches
         now = time.monotonic()
         if self.signum is None:
             self.signum, self._since = signum, now
             if self.announcement:
-                os.write(2, f"\n{self.announcement}\n".encode())  # print is not safe in a handler
+                os.write(2, f"\n{self.announcement}\n".encode())  # print is not safe in a signal handler
             if self._may_raise:
                 raise Interrupted(signum)
         elif signum == signal.SIGINT and now - self._since > DEAD_TIME:

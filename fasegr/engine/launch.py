@@ -1,4 +1,4 @@
-"""How the command-line program starts: what runs where, in how many processes, and how it ends."""
+"""How a command-line program starts (devices, processes, logs) and how it ends (messages, exit codes)."""
 
 import argparse
 import logging
@@ -15,24 +15,24 @@ from torch.multiprocessing import ProcessExitedException
 from fasegr.d2 import RUNTIME, comm, default_setup, setup_logger
 from fasegr.d2 import launch as spawn
 from fasegr.engine.interruption import Interrupted
-from fasegr.engine.process import be_deterministic, quiet_warnings, tune_process
+from fasegr.engine.process_settings import be_deterministic, quiet_warnings, tune_process
 from fasegr.engine.seed import draw_seed
 
 __all__ = ["adapt_to_machine", "launch", "readable_errors", "warnings_for_the_log"]
 
 logger = logging.getLogger(__name__)
 
-# What a user can put right. Anything else is a mistake of the program, and ends with its trace.
+# What a user can fix. Anything else is a bug, and ends with its traceback.
 USER_ERRORS = (ValueError, KeyError, OSError, FloatingPointError, ImportError, torch.OutOfMemoryError)
 
 
 def launch(main: Callable, args: argparse.Namespace, cfg, notes: Sequence[str] = ()) -> None:
     """Run ``main(args, cfg)``, with logs and a seed, in the processes that the command line or torchrun asks for.
 
-    notes: what the log should say first (`warnings_for_the_log`).
+    notes: warnings to log first (`warnings_for_the_log`).
 
-    Under torchrun this is one of the processes already. Otherwise --num-gpus of them are started on each machine: with
-    NCCL on GPUs, with gloo on a machine that has none. One process is this one.
+    Under torchrun this process is already one of them. Otherwise --num-gpus of them are started on each machine, with
+    NCCL on GPUs and gloo on a machine without. If there is only one process, it is this one.
     """
     under_torchrun = "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
     notes = [*notes, *adapt_to_machine(cfg, args.num_gpus, under_torchrun)]
@@ -49,13 +49,13 @@ def launch(main: Callable, args: argparse.Namespace, cfg, notes: Sequence[str] =
             dist_url=args.dist_url,
             args=(main, args, cfg, notes),
         )
-    except ProcessExitedException as error:  # it has said why; a negative code is the signal that ended it
+    except ProcessExitedException as error:  # it has printed why; a negative code is the signal that ended it
         sys.exit(error.exit_code if error.exit_code > 0 else 128 - error.exit_code)
 
 
 @contextmanager
 def warnings_for_the_log() -> Iterator[list[str]]:
-    """Collect what the package warns of inside the block, before there is a log, in the list that is given."""
+    """Collect the package's warnings inside the block, before there is a log, in the list that is yielded."""
     notes: list[str] = []
     collector = logging.Handler(logging.WARNING)
     collector.emit = lambda record: notes.append(record.getMessage())
@@ -70,7 +70,7 @@ def warnings_for_the_log() -> Iterator[list[str]]:
 def adapt_to_machine(cfg, num_gpus: int, under_torchrun: bool = False) -> list[str]:
     """Change `cfg` to what can run here; returns a sentence on each change.
 
-    num_gpus: of this machine that were asked for; 0 means the CPU. Raises ValueError where that cannot be had.
+    num_gpus: number asked for on this machine; 0 means the CPU. Raises ValueError if they are not available.
     """
     notes = []
     if num_gpus == 0:
@@ -109,12 +109,12 @@ def _work(main: Callable, args: argparse.Namespace, cfg, notes: list[str]) -> No
         _setup(args, cfg, notes)
         main(args, cfg)
         if dist.is_initialized():
-            comm.synchronize()  # the main process may have pictures to draw, and the others need its store to the end
+            comm.synchronize()  # the main process may still be drawing pictures, and the others need its store
             dist.destroy_process_group()
 
 
 def _setup(args: argparse.Namespace, cfg, notes: list[str]) -> None:
-    """Log files, config.yaml, the seed, and a word on where this runs. Freezes `cfg`."""
+    """Log files, config.yaml, the seed, and a log line on where this runs. Freezes `cfg`."""
     if cfg.SEED < 0 and not args.eval_only:
         cfg.SEED = draw_seed()
         notes = [*notes, f"SEED was drawn: {cfg.SEED}"]
@@ -128,10 +128,10 @@ def _setup(args: argparse.Namespace, cfg, notes: list[str]) -> None:
 
 @contextmanager
 def readable_errors(output_dir: str = "") -> Iterator[None]:
-    """End the program with one message on standard error for what the user can put right.
+    """End the program with one message on standard error for what the user can fix.
 
-    Exit code 2; 130 or 143 after Ctrl-C or SIGTERM. The trace goes to the log in `output_dir`, if there is one, or,
-    with the environment variable FASEGR_DEBUG set, to the terminal.
+    Exit code 2; 130 or 143 after Ctrl-C or SIGTERM. The traceback goes to the log in `output_dir`, if there is one, or,
+    if the environment variable FASEGR_DEBUG is set, to the terminal.
     """
     try:
         yield
@@ -153,13 +153,13 @@ def readable_errors(output_dir: str = "") -> Iterator[None]:
 
 
 def _message(error: BaseException) -> str:
-    """What `error` says, without the trace that data workers put before it and the quotes of a KeyError."""
+    """The message of `error`, without the traceback that data workers put before it and the quotes of a KeyError."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     if text.startswith("Caught ") and "\nOriginal Traceback" in text:
         _, _, text = text.rpartition(f"{type(error).__name__}: ")
     if isinstance(error, torch.OutOfMemoryError):
         text = (
-            "the GPU has too little memory. What helps: a larger SOLVER.ACCUMULATE (the batch in more parts), "
+            "the GPU is out of memory. What helps: a larger SOLVER.ACCUMULATE (the batch in more parts), "
             f"SOLVER.AMP.ENABLED True, a smaller INPUT.CROP.SIZE. {text}"
         )
     text = text.strip()

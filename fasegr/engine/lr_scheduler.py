@@ -1,4 +1,4 @@
-"""Learning-rate schedules: a factor on every group's learning rate, as a function of the iteration alone."""
+"""Learning-rate schedules: a factor on every group's learning rate, as a function of the iteration only."""
 
 import math
 from bisect import bisect_right
@@ -30,7 +30,7 @@ def cosine(max_iter: int, end: float = 0.0) -> Schedule:
 def warmup(schedule: Schedule, iters: int, factor: float, method: str = "linear") -> Schedule:
     """`schedule`, in its first `iters` iterations times `factor` (constant), or times `factor` rising to 1 (linear)."""
     if method not in ("linear", "constant"):
-        raise ValueError(f"SOLVER.WARMUP_METHOD is {method!r}; it must be 'linear' or 'constant'")
+        raise ValueError(f"method is {method!r}; it must be 'linear' or 'constant'")
 
     def warmed(i: int) -> float:
         if i >= iters:

@@ -1,14 +1,14 @@
-"""What a run writes down: metrics.json, TensorBoard, and lines in the log."""
+"""What a run writes down: metrics.json and TensorBoard."""
 
 import json
-import logging
 import math
 import os
 from collections.abc import Mapping
 
-__all__ = ["MetricsFile", "set_aside"]
+from fasegr.utils.files import replacing
+from fasegr.utils.metrics_file import read_metrics
 
-logger = logging.getLogger(__name__)
+__all__ = ["MetricsFile", "set_aside"]
 
 
 def set_aside(directory: str, names: tuple[str, ...]) -> int | None:
@@ -35,37 +35,21 @@ def set_aside(directory: str, names: tuple[str, ...]) -> int | None:
 class MetricsFile:
     """metrics.json, one JSON object a line, each with its "iteration"; the same numbers go to TensorBoard.
 
-    A resumed run drops the lines that it is about to write again, so an iteration is there once however often a run was
-    killed. Numbers that are not finite (a class without pixels has no IoU) are left out: JSON has no name for them.
+    A resumed run drops the lines that it is about to write again, so each iteration appears once however often a run
+    was killed. Numbers that are not finite (a class without pixels has no IoU) are left out: JSON cannot hold them.
     """
 
     def __init__(self, output_dir: str, start_iter: int):
         """start_iter: first iteration of this run; lines from it on are dropped."""
-        from torch.utils.tensorboard import SummaryWriter  # takes seconds to import, and only training wants it
+        from torch.utils.tensorboard import SummaryWriter  # takes seconds to import, and only training needs it
 
-        self.path = os.path.join(output_dir, "metrics.json")
         os.makedirs(output_dir, exist_ok=True)
-        self.lines = [line for line in self._read() if line["iteration"] < start_iter]
-        partial = self.path + ".partial"
-        with open(partial, "w") as file:
+        path = os.path.join(output_dir, "metrics.json")
+        self.lines = [line for line in read_metrics(path) if line["iteration"] < start_iter]
+        with replacing(path) as file:
             file.writelines(json.dumps(line) + "\n" for line in self.lines)
-        os.replace(partial, self.path)
-        self._file = open(self.path, "a")  # noqa: SIM115 (closed by `close`)
+        self._file = open(path, "a")  # noqa: SIM115 (closed by `close`)
         self._board = SummaryWriter(output_dir, purge_step=start_iter)
-
-    def _read(self) -> list[dict]:
-        if not os.path.exists(self.path):
-            return []
-        with open(self.path) as file:
-            lines = file.read().splitlines()
-        read = []
-        for number, line in enumerate(lines, start=1):
-            try:
-                read.append(json.loads(line))
-            except json.JSONDecodeError:
-                # The machine went down while the last line was written.
-                logger.warning("%s, line %d is cut short; it is dropped", self.path, number)
-        return read
 
     def write(self, iteration: int, scalars: Mapping[str, float]) -> None:
         finite = {name: value for name, value in scalars.items() if math.isfinite(value)}

@@ -10,10 +10,11 @@ from torch.utils.data import Dataset
 from fasegr.d2 import DatasetCatalog, HookBase, MetadataCatalog, comm
 from fasegr.data.image_io import read_image
 from fasegr.evaluation import predicted_labels
-from fasegr.evaluation.ground_truth import true_result
-from fasegr.inference.sliding_window import windowed
+from fasegr.evaluation.ground_truth import ground_truth_result
+from fasegr.inference.sliding_window import with_sliding_window
+from fasegr.visualization.curves import plot_training
 from fasegr.visualization.objects import class_list, drawn_kind, object_table
-from fasegr.visualization.overlays import plot_training, side_by_side
+from fasegr.visualization.overlays import side_by_side
 
 __all__ = ["Pictures", "draw_samples"]
 
@@ -39,7 +40,7 @@ def draw_samples(model: nn.Module, samples: Dataset, dataset_name: str, path: st
                 file = sample["file_name"]
                 photo, result = read_image(file), model([sample])[0]
                 kind = drawn_kind(result)
-                rows.append((photo, true_result(records[file], kind, photo.shape[:2], ignore_label), result))
+                rows.append((photo, ground_truth_result(records[file], kind, photo.shape[:2], ignore_label), result))
     finally:
         model.train(training)
     if any(truth is None for _, truth, _ in rows):
@@ -69,6 +70,6 @@ class Pictures(HookBase):
         plot_training(os.path.join(self.output_dir, "metrics.json"), os.path.join(self.output_dir, "curves.png"))
         if self.build_loader is not None:
             path = os.path.join(self.output_dir, "samples.png")
-            model = windowed(self.trainer.cfg, self.trainer.unwrapped_model)
+            model = with_sliding_window(self.trainer.cfg, self.trainer.unwrapped_model)
             draw_samples(model, self.build_loader().dataset, self.dataset_name, path)
         logger.info("Pictures of the training are in %s", self.output_dir)

@@ -18,8 +18,8 @@ def draw_seed() -> int:
 def seed_all(seed: int, iteration: int, rank: int) -> None:
     """Seed Python's, numpy's and torch's generators for one iteration in one process.
 
-    Done before each step, this makes a resumed training equal to one that was never interrupted: nothing but the
-    iteration has to be remembered. The three numbers are hashed, so neighbouring iterations and ranks are unrelated.
+    Done before each step, this makes a resumed training equal to one that was never interrupted: only the iteration
+    has to be remembered. The three numbers are hashed, so neighbouring iterations and ranks are unrelated.
     """
     # SeedSequence takes no negative numbers; iteration -1 is what comes before the first step (the initial weights).
     python, numpy, pytorch = np.random.SeedSequence([seed, iteration + 1, rank]).generate_state(3, np.uint32).tolist()

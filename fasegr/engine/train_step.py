@@ -1,4 +1,4 @@
-"""One optimizer step: micro-batches forward and backward, a look at the losses, clipping, the update."""
+"""One optimizer step: forward and backward of micro-batches, NaN check, clipping, the update."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -24,7 +24,7 @@ class NonFiniteLoss(FloatingPointError):
 
 
 class StepReport(NamedTuple):
-    """What one step says, the same in all processes."""
+    """The results of one step, the same in all processes."""
 
     losses: dict[str, float]  # means over micro-batches and processes
     grad_norm: float  # before clipping; infinite where GradScaler skipped the update
@@ -34,10 +34,10 @@ class StepReport(NamedTuple):
 
 
 class TrainStep:
-    """Model, optimizer and data, and the step over them.
+    """A model with its optimizer and data, and one step of training.
 
     detectron2 keeps such an object in `DefaultTrainer._trainer`: its `model`, `optimizer` and `data_loader` are those
-    of the trainer, and its state goes into checkpoints.
+    of the trainer, and its state is saved in checkpoints.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class TrainStep:
         amp_dtype: torch.dtype | None = None,
         output_dir: str = "",
     ):
-        """accumulate: micro-batches a step. amp_dtype: of autocast, None for none; float16 brings a GradScaler.
+        """accumulate: micro-batches a step. amp_dtype: of autocast, None for none; float16 comes with a GradScaler.
         output_dir: where `nan_ITERATION.pth` is written when a loss is not finite."""
         self.model = model.train()
         self.data_loader = data_loader
@@ -67,19 +67,19 @@ class TrainStep:
 
     def fetch(self) -> list[list[dict]]:
         """The micro-batches of the next step."""
-        if self._batches is None:  # made late: a resumed run sets the start of its stream before
+        if self._batches is None:  # created late, since a resumed run first sets the start of its stream
             self._batches = iter(self.data_loader)
         return [next(self._batches) for _ in range(self.accumulate)]
 
     def close(self) -> None:
-        """Let go of the data workers, which otherwise stay, with what they have prepared, as long as this object."""
+        """End the data workers, which otherwise live, with the batches they have prepared, as long as this object."""
         self._batches = None
 
     def run(self, iteration: int, batches: list[list[dict]], data_time: float = 0.0, stop: bool = False) -> StepReport:
         """Update the weights once.
 
-        data_time: seconds that this process waited for `batches`; stop: it wants to stop after this step. Both come
-        back combined over processes. Raises NonFiniteLoss in all processes, before the update.
+        data_time: seconds that this process waited for `batches`; stop: it wants to stop after this step. Both are
+        returned combined over processes. Raises NonFiniteLoss in all processes, before the update.
         """
         self.optimizer.zero_grad(set_to_none=True)
         losses = []
@@ -110,17 +110,17 @@ class TrainStep:
     def _forward_backward(self, batch: list[dict], is_last: bool) -> dict[str, Tensor]:
         """Add a micro-batch to the gradients. Returns its losses, detached scalars."""
         # Gradients are averaged over processes once a step, in the backward pass of the last micro-batch.
-        waits = isinstance(self.model, DistributedDataParallel) and not is_last
-        with self.model.no_sync() if waits else nullcontext():
+        local = isinstance(self.model, DistributedDataParallel) and not is_last
+        with self.model.no_sync() if local else nullcontext():
             with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
                 losses = self.model(batch)
             self.scaler.scale(sum(losses.values()) / self.accumulate).backward()
         return {name: loss.detach() for name, loss in losses.items()}
 
     def _gather(self, losses: list[Tensor], grad_norm: Tensor, data_time: float, stop: bool) -> Tensor:
-        """All that the host wants to know of a step, a row for each process, on the CPU.
+        """Everything that the host needs from a step, a row for each process, on the CPU.
 
-        Columns: `losses`, norm and scale of the gradient, `data_time`, `stop`. One transfer, for which the host waits.
+        Columns: `losses`, norm and scale of the gradient, `data_time`, `stop`. It is a step's only wait for the GPU.
         """
         scale = self.scaler.scale(torch.ones((), device=self.device))
         row = torch.stack([scalar.float().reshape(()) for scalar in (*losses, grad_norm, scale)])
@@ -145,7 +145,7 @@ class TrainStep:
             }
             files = [_files(batch) for batch, bad in zip(batches, broken[comm.get_rank()], strict=True) if bad.any()]
         elif not self.scaler.is_enabled() and not norms.isfinite().all():
-            # With a GradScaler this is how it finds its scale; without one the update would ruin the weights.
+            # A GradScaler finds its scale this way; without one, the update would ruin the weights.
             found = {"the norm of the gradient": norms[0].item()}
             files = [_files(batch) for batch in batches]
         else:
@@ -155,14 +155,14 @@ class TrainStep:
         raise self._failure(iteration, what, files, save=comm.is_main_process(), losses=found)
 
     def _failure(self, iteration: int, what: str, files: list[str], save: bool, **evidence) -> NonFiniteLoss:
-        """The error to raise. save: this process writes down what is needed to look into it."""
+        """The error to raise. save: this process saves what is needed to investigate it."""
         message = f"iteration {iteration}: {what}. Images of the batch: {_some(files)}. "
         if self.output_dir:
             name = f"nan_{iteration:07d}"
             saver = Checkpointer(self.model, self.output_dir, save_to_disk=save)
             saver.save_untagged(name, iteration=iteration, files=files, **evidence)
             path = os.path.join(self.output_dir, f"{name}.pth")
-            message += f"{path} has the weights before this step and all file names. "
+            message += f"The weights before this step and all file names are in {path}. "
         lr = max(group["lr"] for group in self.optimizer.param_groups)
         return NonFiniteLoss(
             f"{message}What often helps: a lower SOLVER.BASE_LR (the learning rate is {lr:.3g} now), SOLVER.AMP.DTYPE "
@@ -174,7 +174,7 @@ class TrainStep:
 
     def load_state_dict(self, state: dict) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
-        # A run may be continued in another precision: there is no scale to take over then.
+        # A run may be resumed in another precision, which has no scale to restore.
         if self.scaler.is_enabled() and state["grad_scaler"]:
             self.scaler.load_state_dict(state["grad_scaler"])
 

@@ -1,4 +1,4 @@
-"""The trainer: a model, its data, its optimizer and the hooks around them, as a config describes."""
+"""The trainer: a model, its data, its optimizer and the hooks around them, as a config describes them."""
 
 import logging
 import math
@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fasegr.checkpoint import Checkpointer
 from fasegr.d2 import DatasetEvaluator, DefaultTrainer, EventStorage, HookBase, build_model, comm
-from fasegr.data.build import StreamSampler, build_test_loader, build_train_loader
+from fasegr.data.build import TrainingSampler, build_test_loader, build_train_loader
 from fasegr.engine.hooks import BestCheckpoint, Checkpoints, Evaluation, LearningRate, Metrics, Progress
 from fasegr.engine.interruption import Interrupted, Interruption
 from fasegr.engine.lr_scheduler import build_lr_scheduler
@@ -23,28 +23,30 @@ from fasegr.engine.pictures import Pictures
 from fasegr.engine.seed import draw_seed, seed_all
 from fasegr.engine.train_step import TrainStep
 from fasegr.evaluation import build_evaluator, main_score
-from fasegr.inference.sliding_window import windowed
-from fasegr.inference.test_time_augmentation import TestTimeAugmentation, augmented_cfg
+from fasegr.inference.sliding_window import with_sliding_window
+from fasegr.inference.test_time_augmentation import SemanticSegmentorWithTTA, tta_cfg
+from fasegr.utils.files import replacing
+from fasegr.utils.nested import lookup
 
 __all__ = ["Trainer"]
 
 logger = logging.getLogger(__name__)
 
-# What detectron2's trainer does with other values changes a training; here nothing would, so they are refused.
+# With other values detectron2's trainer does something that this one does not, so they are refused.
 UNSUPPORTED = {"SOLVER.REFERENCE_WORLD_SIZE": 0, "TEST.EXPECTED_RESULTS": [], "TEST.PRECISE_BN.ENABLED": False}
 
 
 class Trainer(DefaultTrainer):
-    """detectron2's trainer with the paper's optimization, and runs that can be killed and continued without a trace.
+    """detectron2's trainer with the paper's optimization, and runs that can be killed and resumed exactly.
 
-    The step (precision, accumulation, clipping, the guard against NaN) is `TrainStep`. Randomness depends on the seed,
-    the iteration and the process alone, and the data on the seed and the position in its stream, so a resumed run is
-    the run that was interrupted, number for number. SEED -1 draws one; a checkpoint's seed goes before the config's.
+    The step (precision, accumulation, clipping, NaN check) is `TrainStep`. Randomness depends only on the seed, the
+    iteration and the process, and the data only on the seed and the position in its stream, so a resumed run gives the
+    same numbers as an uninterrupted one. SEED -1 draws a seed; a checkpoint's seed takes precedence over the config's.
     """
 
     def __init__(self, cfg):
-        # Not DefaultTrainer's: detectron2's wraps models on the CPU as if they were on a GPU, which torch refuses, and
-        # takes a float16 scaler whatever the precision.
+        # Not DefaultTrainer's: detectron2's wraps models on the CPU as if they were on a GPU, which torch rejects, and
+        # uses a float16 scaler whatever the precision.
         super(DefaultTrainer, self).__init__()
         _refuse_unsupported(cfg)
         self.cfg = cfg.clone()
@@ -69,7 +71,7 @@ class Trainer(DefaultTrainer):
         self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.interruption = Interruption(
-            "Stopping: the step under way is finished and a checkpoint saved. Ctrl-C again stops at once, without it."
+            "Stopping after this step, then saving a checkpoint. Press Ctrl-C again to stop now without saving."
             if comm.is_main_process()
             else ""
         )
@@ -102,7 +104,7 @@ class Trainer(DefaultTrainer):
         return build_lr_scheduler(cfg, optimizer)
 
     @classmethod
-    def build_train_loader(cls, cfg) -> tuple[torch.utils.data.DataLoader, StreamSampler]:
+    def build_train_loader(cls, cfg) -> tuple[torch.utils.data.DataLoader, TrainingSampler]:
         """The loader of this process's micro-batches, and the sampler whose `start_iteration` says where it begins."""
         return build_train_loader(cfg, cfg.SEED)
 
@@ -116,8 +118,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None) -> dict:
-        """Results of `model` on DATASETS.TEST, images looked at as TEST.SLIDING_WINDOW says."""
-        return super().test(cfg, windowed(cfg, model), evaluators)
+        """Results of `model` on DATASETS.TEST, through sliding windows if TEST.SLIDING_WINDOW is enabled."""
+        return super().test(cfg, with_sliding_window(cfg, model), evaluators)
 
     @classmethod
     def test_with_TTA(cls, cfg, model: nn.Module) -> dict:
@@ -125,15 +127,15 @@ class Trainer(DefaultTrainer):
         names = cfg.DATASETS.TEST
         folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
         folders = [os.path.join(folder, name) for name in names] if len(names) > 1 else [folder]
-        model, cfg = TestTimeAugmentation(cfg, model), augmented_cfg(cfg)
+        model, cfg = SemanticSegmentorWithTTA(cfg, model), tta_cfg(cfg)
         evaluators = [cls.build_evaluator(cfg, *pair) for pair in zip(names, folders, strict=True)]
         results = super().test(cfg, model, evaluators)
         if len(names) == 1:
             return {f"{task}_TTA": scores for task, scores in results.items()}
         return {name: {f"{task}_TTA": scores for task, scores in results[name].items()} for name in results}
 
-    def build_hooks(self) -> list[HookBase | None]:
-        """In all processes, since the main one's checkpoints hold the hooks' states and every process reads them."""
+    def build_hooks(self) -> list[HookBase]:
+        """The same in all processes: the main one saves the hooks' states, and every process loads them."""
         cfg = self.cfg
         me = weakref.proxy(self)  # hooks must not keep the trainer alive
         self._metrics = metrics = Metrics(cfg.OUTPUT_DIR)
@@ -161,18 +163,18 @@ class Trainer(DefaultTrainer):
     def train(self) -> None:
         """Train from `start_iter` to `max_iter`.
 
-        Ctrl-C and SIGTERM raise Interrupted, after the step under way was finished and a checkpoint was saved.
+        Ctrl-C and SIGTERM raise Interrupted, after the current step is finished and a checkpoint is saved.
         """
-        # DefaultTrainer's loop knows no interruptions, and prints the trace of what may be a user's mistake.
+        # detectron2's loop does not handle interruptions, and prints a traceback for a user's mistake too.
         if comm.is_main_process():
             os.makedirs(self.cfg.OUTPUT_DIR, exist_ok=True)
-            with open(os.path.join(self.cfg.OUTPUT_DIR, "config.yaml"), "w") as file:
+            with replacing(os.path.join(self.cfg.OUTPUT_DIR, "config.yaml")) as file:
                 file.write(self.cfg.dump())  # with the seed that was drawn, or that came with the checkpoint
         self._sampler.start_iteration = self.iter = self.start_iter
         if self.start_iter < self.max_iter:
             logger.info("Training from iteration %d to %d", self.start_iter, self.max_iter)
         else:
-            logger.info("The checkpoint is that of the last iteration: nothing is left to train")
+            logger.info("The checkpoint is from the last iteration: nothing is left to train")
         with (
             self.interruption,
             EventStorage(self.start_iter) as self.storage,
@@ -229,7 +231,7 @@ class Trainer(DefaultTrainer):
         except Exception:
             if self.interruption.signum is None:
                 raise
-            # A Ctrl-C in the terminal reaches data workers too, and ends those that were not forked from this process.
+            # Ctrl-C in the terminal reaches data workers too, and kills those that were not forked from this process.
             self.iter -= 1  # the last step that was finished
             raise Interrupted(self.interruption.signum) from None
 
@@ -239,32 +241,27 @@ class Trainer(DefaultTrainer):
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
         if state["seed"] != self.cfg.SEED:
-            logger.info("SEED is %d, with which the run in the checkpoint began, not %d", state["seed"], self.cfg.SEED)
+            logger.info("SEED is %d, that of the run in the checkpoint, instead of %d", state["seed"], self.cfg.SEED)
             self._set_seed(state["seed"])
             self.data_loader, self._sampler = self.build_train_loader(self.cfg)
 
 
 def _refuse_unsupported(cfg) -> None:
     for key, only in UNSUPPORTED.items():
-        value = cfg
-        for part in key.split("."):
-            value = value[part]
-        if value != only:
-            raise ValueError(f"{key} is {value!r}; only {only!r} is supported")
+        if lookup(cfg, key) != only:
+            raise ValueError(f"{key} is {lookup(cfg, key)!r}; only {only!r} is supported")
 
 
 def _amp_dtype(cfg) -> torch.dtype | None:
-    """Type of autocast, None for none. Raises ValueError for float16 on the CPU, where nothing computes in it."""
+    """Type of autocast, None for none. Raises ValueError for float16 on the CPU, which does not compute in it."""
     if not cfg.SOLVER.AMP.ENABLED:
         return None
-    dtypes = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-    name = cfg.SOLVER.AMP.DTYPE
-    if name not in dtypes or (name == "float16" and cfg.MODEL.DEVICE == "cpu"):
+    if cfg.SOLVER.AMP.DTYPE == "float16" and cfg.MODEL.DEVICE == "cpu":
         raise ValueError(
-            f"SOLVER.AMP.DTYPE is {name!r} with MODEL.DEVICE {cfg.MODEL.DEVICE}; it must be 'bfloat16' (any device) or "
-            "'float16' (GPU); SOLVER.AMP.ENABLED False trains in float32"
+            "SOLVER.AMP.DTYPE is 'float16' with MODEL.DEVICE cpu; it must be 'bfloat16' there; "
+            "SOLVER.AMP.ENABLED False trains in float32"
         )
-    return dtypes[name]
+    return {"float16": torch.float16, "bfloat16": torch.bfloat16}[cfg.SOLVER.AMP.DTYPE]
 
 
 def _distribute(model: nn.Module) -> nn.Module:
@@ -272,7 +269,7 @@ def _distribute(model: nn.Module) -> nn.Module:
     if comm.get_world_size() == 1:
         return model
     on_gpu = next(model.parameters()).is_cuda
-    # Plain batch norm gathers statistics in each process; those of the main one, which are saved, are everyone's.
+    # Plain batch norm computes statistics in each process; the main one's, which are saved, are sent to all.
     # Frozen statistics and SyncBN's are equal already.
     differ = any(type(module) is nn.BatchNorm2d for module in model.modules())
     return DistributedDataParallel(

@@ -244,7 +244,7 @@ def test_fine_tuning_leaves_the_classifier_at_its_start_and_says_so(save, caplog
         ("sem_seg_head.predictor.class_embed.weight", (20, 8), (8, 8)),
         ("sem_seg_head.predictor.class_embed.bias", (20,), (8,)),
     ]
-    assert "19 classes; our 7 classes keep their random start (fine-tuning)" in caplog.text
+    assert "19 classes; our 7 classes start from random weights (fine-tuning)" in caplog.text
     classifier = [name for name, _, _ in report.mismatched]
     for name, value in target.state_dict().items():
         assert_close(value, before[name] if name in classifier else source.state_dict()[name], rtol=0, atol=0)

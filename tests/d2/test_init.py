@@ -31,14 +31,6 @@ def test_forced_but_absent():
         d2.choose_runtime("detectron2", installed=False)
 
 
-def test_installed_but_broken(monkeypatch):
-    monkeypatch.delitem(sys.modules, "fasegr.d2.detectron2", raising=False)
-    for module in ("detectron2", "detectron2.checkpoint"):
-        monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ImportError, match=r"installed but cannot be imported.*FASEGR_RUNTIME=builtin"):
-        d2.import_runtime("detectron2")
-
-
 def test_a_broken_detectron2_stops_the_program(tmp_path):
     """It is chosen because it is there, and nothing else is run in its place."""
     (tmp_path / "detectron2").mkdir()
@@ -50,3 +42,4 @@ def test_a_broken_detectron2_stops_the_program(tmp_path):
     )
     assert run.returncode != 0
     assert "detectron2 is installed but cannot be imported (OSError: undefined symbol: _ZN2at)" in run.stderr
+    assert "FASEGR_RUNTIME=builtin" in run.stderr

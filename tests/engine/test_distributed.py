@@ -15,6 +15,7 @@ from fasegr.d2 import HookBase, comm
 from fasegr.engine import Trainer
 from fasegr.engine.interruption import Interrupted
 from fasegr.engine.train_step import NonFiniteLoss
+from fasegr.utils.metrics_file import read_metrics
 from tests.engine.tiny_training import TinySegmentor, even_points, faseg_cfg, tiny_cfg
 
 
@@ -79,9 +80,9 @@ def two_processes(dataset_root, tmp_path_factory):
     return out, [json.loads((out / f"{rank}.json").read_text()) for rank in range(2)]
 
 
-def read_metrics(output_dir):
-    lines = [json.loads(line) for line in (output_dir / "metrics.json").read_text().splitlines()]
+def metrics(output_dir):
     kept = ("iteration", "loss", "total_loss", "sem_seg", "grad_norm")
+    lines = read_metrics(output_dir / "metrics.json")
     return [{name: value for name, value in line.items() if name.startswith(kept)} for line in lines]
 
 
@@ -91,7 +92,7 @@ def test_losses_scores_and_weights_are_those_of_one_process(
 ):
     run(tiny_cfg(dataset_root, tmp_path))
     two = two_processes[0] / f"two_{accumulate}"
-    for one_line, two_line in zip(read_metrics(tmp_path), read_metrics(two), strict=True):
+    for one_line, two_line in zip(metrics(tmp_path), metrics(two), strict=True):
         assert two_line == pytest.approx(one_line, rel=1e-5)
     weights = [read_checkpoint(str(path / "model_final.pth")).weights for path in (two, tmp_path)]
     torch.testing.assert_close(*weights, rtol=0, atol=1e-6)
@@ -100,7 +101,7 @@ def test_losses_scores_and_weights_are_those_of_one_process(
 def test_losses_of_faseg_are_those_of_one_process(two_processes, dataset_root, tmp_path):
     """The matching and the divisors of the losses reach over processes; images have different numbers of masks."""
     run_faseg(faseg_cfg(dataset_root, tmp_path))
-    (one_line,), (two_line,) = read_metrics(tmp_path), read_metrics(two_processes[0] / "two_faseg")
+    (one_line,), (two_line,) = metrics(tmp_path), metrics(two_processes[0] / "two_faseg")
     assert {"loss_ce", "loss_mask_0", "loss_dice_3"} <= one_line.keys()
     assert two_line == pytest.approx(one_line, rel=1e-3)
 

@@ -79,7 +79,7 @@ def test_gpus_that_are_not_there(gpus):
         (FloatingPointError("loss is nan"), "loss is nan"),
         (
             torch.OutOfMemoryError("Tried to allocate 2 GiB"),
-            "too little memory. What helps: a larger SOLVER.ACCUMULATE",
+            "out of memory. What helps: a larger SOLVER.ACCUMULATE",
         ),
     ],
 )

@@ -83,5 +83,5 @@ def test_other_schedules_start_at_the_base(name):
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match=r"LR_SCHEDULER_NAME is 'Step'; there are: WarmupPolyLR"):
         build_lr_scheduler(make_cfg("SOLVER.LR_SCHEDULER_NAME", "Step"), make_optimizer())
-    with pytest.raises(ValueError, match=r"WARMUP_METHOD is 'burnin'; it must be 'linear' or 'constant'"):
-        build_lr_scheduler(make_cfg("SOLVER.WARMUP_METHOD", "burnin"), make_optimizer())
+    with pytest.raises(ValueError, match=r"method is 'burnin'; it must be 'linear' or 'constant'"):
+        warmup(poly(8), iters=3, factor=0.1, method="burnin")

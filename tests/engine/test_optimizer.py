@@ -62,9 +62,7 @@ def test_optimizers_from_config(name, kind):
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.05, 0.0}
 
 
-def test_errors():
-    with pytest.raises(ValueError, match=r"SOLVER.OPTIMIZER is 'LION'; it must be 'ADAMW' or 'SGD'"):
-        build_optimizer(make_cfg("SOLVER.OPTIMIZER", "LION"), Model())
+def test_nothing_to_train():
     with pytest.raises(ValueError, match="no trainable parameter"):
         build_optimizer(make_cfg(), Model().requires_grad_(False))
 
@@ -102,11 +100,3 @@ def test_without_clipping_the_norm_is_measured():
         13.0
     )
     assert parameters[1].grad.item() == 12.0
-
-
-def test_clipping_errors():
-    enabled = ("SOLVER.CLIP_GRADIENTS.ENABLED", True)
-    with pytest.raises(ValueError, match=r"CLIP_VALUE is 0.0; it must be > 0"):
-        build_gradient_clipper(make_cfg(*enabled, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.0))
-    with pytest.raises(ValueError, match=r"CLIP_TYPE is 'layer'; it must be 'full_model', 'norm' or 'value'"):
-        build_gradient_clipper(make_cfg(*enabled, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "layer"))

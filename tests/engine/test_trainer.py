@@ -1,4 +1,3 @@
-import json
 import logging
 import os
 import signal
@@ -12,6 +11,7 @@ from fasegr.d2 import HookBase, MetadataCatalog
 from fasegr.engine import Trainer
 from fasegr.engine.interruption import Interrupted
 from fasegr.engine.train_step import NonFiniteLoss
+from fasegr.utils.metrics_file import read_metrics
 from tests.engine.tiny_training import TinySegmentor, tiny_cfg
 
 
@@ -34,10 +34,10 @@ def run(cfg, resume=False, hooks=()):
     return trainer
 
 
-def read_metrics(output_dir, *without):
-    lines = [json.loads(line) for line in (output_dir / "metrics.json").read_text().splitlines()]
+def metrics(output_dir):
     clocks = ("time", "data_time", "eta_seconds", "memory")
-    return [{name: value for name, value in line.items() if name not in (*clocks, *without)} for line in lines]
+    lines = read_metrics(output_dir / "metrics.json")
+    return [{name: value for name, value in line.items() if name not in clocks} for line in lines]
 
 
 def test_a_whole_training(dataset_root, tmp_path, caplog):
@@ -54,7 +54,7 @@ def test_a_whole_training(dataset_root, tmp_path, caplog):
     assert "0.00 M parameters" in caplog.text
     assert "iteration 6 of 6" in caplog.text
 
-    first, losses, last = read_metrics(out)
+    first, losses, last = metrics(out)
     assert first["iteration"] == 3
     assert last["iteration"] == losses["iteration"] == 5
     assert {"sem_seg/mIoU", "sem_seg/IoU-sky", "sem_seg/BoundaryIoU"} <= first.keys()
@@ -84,7 +84,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(dataset_root, tmp_path, worke
     parts = run(cfg, resume=True)
     assert parts.start_iter == 3
     torch.testing.assert_close(parts.model.state_dict(), whole.model.state_dict(), rtol=0, atol=0)
-    assert read_metrics(tmp_path / "parts") == read_metrics(tmp_path / "whole")
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
     finals = [read_checkpoint(str(tmp_path / name / "model_final.pth")).rest["trainer"] for name in ("parts", "whole")]
     torch.testing.assert_close(*(final["_trainer"]["optimizer"] for final in finals), rtol=0, atol=0)
     assert finals[0]["hooks"]["LearningRate"] == finals[1]["hooks"]["LearningRate"]
@@ -108,7 +108,7 @@ def test_a_run_killed_after_its_checkpoint_writes_no_line_twice(dataset_root, tm
         file.write('{"iteration": 4, "total_loss": 99.0}\n')  # written after that checkpoint
     resumed = run(cfg, resume=True)
     torch.testing.assert_close(resumed.model.state_dict(), whole.model.state_dict(), rtol=0, atol=0)
-    assert read_metrics(tmp_path / "out") == read_metrics(tmp_path / "whole")
+    assert metrics(tmp_path / "out") == metrics(tmp_path / "whole")
 
 
 def test_an_evaluation_can_be_interrupted_and_is_made_up(dataset_root, tmp_path, monkeypatch):
@@ -126,7 +126,7 @@ def test_an_evaluation_can_be_interrupted_and_is_made_up(dataset_root, tmp_path,
     assert (tmp_path / "out" / "last_checkpoint").read_text() == "model_0000002.pth"
     monkeypatch.setattr(Trainer, "test", test)
     run(cfg, resume=True)
-    lines = [(line["iteration"], "sem_seg/mIoU" in line) for line in read_metrics(tmp_path / "out")]
+    lines = [(line["iteration"], "sem_seg/mIoU" in line) for line in metrics(tmp_path / "out")]
     assert lines == [(2, True), (5, False), (5, True)]
 
 
@@ -151,11 +151,11 @@ def test_workers_that_die_of_a_ctrl_c_do_not_cost_the_steps_before(dataset_root,
 def test_a_finished_run_that_is_resumed_is_evaluated(dataset_root, tmp_path, caplog):
     cfg = tiny_cfg(dataset_root, tmp_path)
     run(cfg)
-    before = read_metrics(tmp_path)
+    before = metrics(tmp_path)
     with caplog.at_level(logging.INFO, "fasegr"):
         run(cfg, resume=True)
     assert "nothing is left to train" in caplog.text
-    assert read_metrics(tmp_path) == [*before, before[-1]]
+    assert metrics(tmp_path) == [*before, before[-1]]
 
 
 def test_a_second_run_in_the_same_place_sets_the_first_aside(dataset_root, tmp_path, caplog):
@@ -165,7 +165,7 @@ def test_a_second_run_in_the_same_place_sets_the_first_aside(dataset_root, tmp_p
     run(cfg)
     assert "metrics.1.json" in caplog.text
     assert (tmp_path / "metrics.1.json").read_text() == first
-    assert len(read_metrics(tmp_path)) == 1
+    assert len(metrics(tmp_path)) == 1
     assert (tmp_path / "last_checkpoint.1").read_text() == "model_final.pth"
 
 
@@ -213,7 +213,7 @@ def test_a_nan_loss_names_the_iteration_and_the_image(dataset_root, tmp_path, mo
 def test_several_test_datasets(dataset_root, tmp_path):
     cfg = tiny_cfg(dataset_root, tmp_path, "DATASETS.TEST", ("tiny_val", "tiny_train"), "SOLVER.MAX_ITER", 1)
     run(cfg)
-    assert {"tiny_val/sem_seg/mIoU", "tiny_train/sem_seg/mIoU"} <= read_metrics(tmp_path)[-1].keys()
+    assert {"tiny_val/sem_seg/mIoU", "tiny_train/sem_seg/mIoU"} <= metrics(tmp_path)[-1].keys()
     assert "tiny_val/sem_seg/mIoU" in read_checkpoint(str(tmp_path / "model_best.pth")).rest
     assert MetadataCatalog.get("tiny_val").stuff_classes == ["sky", "road"]
 
@@ -249,4 +249,4 @@ def test_bfloat16(dataset_root, tmp_path):
     cfg.SOLVER.AMP.DTYPE = "bfloat16"
     trainer = run(cfg)
     assert trainer._trainer.amp_dtype == torch.bfloat16
-    assert read_metrics(tmp_path)[0]["total_loss"] > 0
+    assert metrics(tmp_path)[0]["total_loss"] > 0

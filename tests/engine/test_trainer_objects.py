@@ -1,6 +1,5 @@
 """Trainings of instance and panoptic segmentation, from the configs of the painted scenes."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from PIL import Image
 from fasegr import Predictor, load_cfg
 from fasegr.checkpoint import read_checkpoint
 from fasegr.engine import Trainer
+from fasegr.utils.metrics_file import read_metrics
 from tests.evaluation.tiny_coco import TinyCoco
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart"
@@ -58,8 +58,7 @@ def test_a_training_is_scored_and_seen(case, tmp_path, kind):
     trainer.train()
 
     main, others = SCORES[kind]
-    lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
-    evaluations = [line for line in lines if main in line]
+    evaluations = [line for line in read_metrics(tmp_path / "metrics.json") if main in line]
     assert [line["iteration"] for line in evaluations] == [0, 1]
     assert others <= evaluations[0].keys()
     best = read_checkpoint(str(tmp_path / "model_best.pth")).rest

@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fasegr.config import add_fasegr_config, load_cfg
+from fasegr import add_fasegr_config, load_cfg
 from fasegr.d2 import META_ARCH_REGISTRY, get_cfg
-from fasegr.data.datasets.folder import register_from_config
+from fasegr.data.datasets import register_from_config
 
 CLASSES = ("sky", "road")
 
@@ -46,7 +46,7 @@ class TinySegmentor(nn.Module):
             loss = loss * float("nan")
         return {"loss_ce": loss, "loss_ce_0": 0.5 * loss}
 
-    def score_strips(self, batch):
+    def score_tiles(self, batch):
         sizes = [(sample["height"], sample["width"]) for sample in batch]
         results = zip(self.forward(batch), sizes, strict=True)
         return [[(slice(None), nn.functional.interpolate(r["sem_seg"][None], size)[0])] for r, size in results]
@@ -126,9 +126,7 @@ def faseg_cfg(root: Path, output_dir: Path):
         "OUTPUT_DIR": str(output_dir),
     }
     config = Path(__file__).parents[2] / "configs" / "quickstart" / "faseg_scenes.yaml"
-    cfg = load_cfg(config, [word for pair in small.items() for word in pair])
-    register_from_config(cfg)
-    return cfg
+    return load_cfg(config, [word for pair in small.items() for word in pair])
 
 
 def even_points(images: int, points: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:

@@ -5,16 +5,21 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+# Errors are of detectron2's types, since callers meet either.
 
-class _DatasetCatalog(UserDict):
+
+class _Catalog(UserDict):
+    def list(self) -> list[str]:
+        return [*self]
+
+    def remove(self, name: str) -> None:
+        self.pop(name)
+
+
+class _DatasetCatalog(_Catalog):
     """Name of a dataset -> function without arguments that returns its records (a list of dicts)."""
 
     def register(self, name: str, func: Callable[[], list[dict]]) -> None:
-        # Errors about names are of detectron2's type, since callers meet either.
-        if not callable(func):
-            raise AssertionError(
-                f"dataset {name!r} is registered with {func!r}; it must be a function returning the records"
-            )
         if name in self:
             raise AssertionError(f"dataset {name!r} is already registered; choose another name or remove it first")
         self[name] = func
@@ -25,17 +30,9 @@ class _DatasetCatalog(UserDict):
             raise KeyError(f"dataset {name!r} is not registered; there are: {', '.join(self) or 'none'}")
         return self[name]()
 
-    def list(self) -> list[str]:
-        return [*self]
-
-    def remove(self, name: str) -> None:
-        self.pop(name)
-
 
 class Metadata(SimpleNamespace):
     """What is constant for a dataset; an attribute once set can be set again only to an equal value."""
-
-    name: str = "N/A"
 
     def __getattr__(self, key: str) -> Any:
         raise AttributeError(f"metadata of dataset {self.name!r} has no {key!r}; it has: {', '.join(self.__dict__)}")
@@ -47,9 +44,6 @@ class Metadata(SimpleNamespace):
             )
         super().__setattr__(key, value)
 
-    def as_dict(self) -> dict[str, Any]:
-        return dict(self.__dict__)
-
     def set(self, **kwargs: Any) -> "Metadata":
         for key, value in kwargs.items():
             setattr(self, key, value)
@@ -59,21 +53,13 @@ class Metadata(SimpleNamespace):
         return getattr(self, key, default)
 
 
-class _MetadataCatalog(UserDict):
-    """Name of a dataset -> its Metadata, made empty when first asked for."""
+class _MetadataCatalog(_Catalog):
+    """Name of a dataset -> its Metadata, created empty on first request."""
 
     def get(self, name: str) -> Metadata:
-        if not name:
-            raise AssertionError("the name of a dataset must not be empty")
         if name not in self:
             self[name] = Metadata(name=name)
         return self[name]
-
-    def list(self) -> list[str]:
-        return [*self]
-
-    def remove(self, name: str) -> None:
-        self.pop(name)
 
 
 DatasetCatalog = _DatasetCatalog()

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
@@ -10,10 +9,9 @@ from . import comm
 
 
 class DetectionCheckpointer(Checkpointer):
-    """fvcore's checkpointer for a model and whatever else has a state dict.
+    """fvcore's checkpointer for a model and whatever else has a state dict; only rank 0 writes, unless told otherwise.
 
-    Only rank 0 writes, unless `save_to_disk` says otherwise. Files are read as tensors and plain containers, never as
-    code; one without an entry ``model`` is taken for the model's state dict.
+    How files are written and read is up to `fasegr.checkpoint.Checkpointer`.
     """
 
     def __init__(
@@ -21,7 +19,3 @@ class DetectionCheckpointer(Checkpointer):
     ):
         save_to_disk = comm.is_main_process() if save_to_disk is None else save_to_disk
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
-
-    def _load_file(self, f: str) -> dict[str, Any]:
-        loaded = torch.load(f, map_location="cpu", weights_only=True)
-        return loaded if "model" in loaded else {"model": loaded}

@@ -1,13 +1,12 @@
-"""Ranks and exchange of objects between processes. All of it works, as a single process, where none were launched."""
+"""Ranks and exchange of objects between processes. All of it works in a single process that nothing launched, too."""
 
 import functools
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
-_local_group: dist.ProcessGroup | None = None
+_processes_per_machine: int | None = None
 
 
 def _distributed() -> bool:
@@ -26,39 +25,25 @@ def is_main_process() -> bool:
     return get_rank() == 0
 
 
-@functools.cache
 def create_local_process_group(num_workers_per_machine: int) -> None:
-    """Group the ranks of each machine. `launch` does; whoever starts processes otherwise calls it in all of them."""
-    global _local_group
-    world = get_world_size()
-    if world % num_workers_per_machine:
-        raise ValueError(
-            f"{world} processes cannot be {num_workers_per_machine} on each machine; "
-            "start the same number on every machine"
-        )
-    for first in range(0, world, num_workers_per_machine):
-        ranks = list(range(first, first + num_workers_per_machine))
-        group = dist.new_group(ranks)  # every rank takes part in making every group
-        if get_rank() in ranks:
-            _local_group = group
+    """Note how many ranks each machine has. `launch` does; whoever starts processes otherwise calls it in all of them.
 
-
-def get_local_process_group() -> dist.ProcessGroup:
-    """The processes of this machine, for instance for a SyncBN within a machine."""
-    if _local_group is None:
-        raise RuntimeError(
-            "there is no group of this machine's processes; call comm.create_local_process_group(number on a machine) "
-            "in all processes after torch.distributed.init_process_group()"
-        )
-    return _local_group
+    Ranks of a machine are consecutive, so this is all that `get_local_rank` needs: no group is created here.
+    """
+    global _processes_per_machine
+    _processes_per_machine = num_workers_per_machine
 
 
 def get_local_rank() -> int:
-    return dist.get_rank(get_local_process_group()) if _distributed() else 0
-
-
-def get_local_size() -> int:
-    return dist.get_world_size(get_local_process_group()) if _distributed() else 1
+    """The rank among the processes of this machine."""
+    if not _distributed():
+        return 0
+    if _processes_per_machine is None:
+        raise RuntimeError(
+            "the number of processes on this machine is unknown; call comm.create_local_process_group(number) in all "
+            "processes after torch.distributed.init_process_group()"
+        )
+    return get_rank() % _processes_per_machine
 
 
 def synchronize() -> None:
@@ -77,26 +62,19 @@ def _object_group() -> dist.ProcessGroup:
     return dist.new_group(backend="gloo") if dist.get_backend() == dist.Backend.NCCL else dist.group.WORLD
 
 
-def all_gather(data: Any, group: dist.ProcessGroup | None = None) -> list:
+def all_gather(data: Any) -> list:
     """The picklable `data` of every rank, in every rank."""
     if get_world_size() == 1:
         return [data]
-    group = group or _object_group()
-    gathered = [None] * dist.get_world_size(group)
-    dist.all_gather_object(gathered, data, group=group)
+    gathered = [None] * get_world_size()
+    dist.all_gather_object(gathered, data, group=_object_group())
     return gathered
 
 
-def gather(data: Any, dst: int = 0, group: dist.ProcessGroup | None = None) -> list:
-    """The picklable `data` of every rank in rank `dst`; an empty list in the others."""
+def gather(data: Any) -> list:
+    """The picklable `data` of every rank in rank 0; an empty list in the others."""
     if get_world_size() == 1:
         return [data]
-    group = group or _object_group()
-    gathered = [None] * dist.get_world_size(group) if dist.get_rank(group) == dst else None
-    dist.gather_object(data, gathered, dst=dst, group=group)
+    gathered = [None] * get_world_size() if is_main_process() else None
+    dist.gather_object(data, gathered, group=_object_group())
     return gathered or []
-
-
-def shared_random_seed() -> int:
-    """A random number that all ranks agree on; all of them must call this."""
-    return all_gather(int(np.random.randint(2**31)))[0]

@@ -1,14 +1,13 @@
-"""Running a model over a dataset and handing what it says to evaluators."""
+"""Running a model over a dataset and handing its results to evaluators."""
 
 import datetime
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from . import comm
 
@@ -48,52 +47,32 @@ class DatasetEvaluators(DatasetEvaluator):
         results: dict = {}
         for evaluator in self._evaluators:
             result = evaluator.evaluate() or {}
-            if not comm.is_main_process():
-                continue
             if twice := results.keys() & result.keys():
-                raise AssertionError(
-                    f"several evaluators give results named {', '.join(sorted(twice))}; name them apart"
-                )
+                raise AssertionError(f"several evaluators give results named {', '.join(sorted(twice))}; rename some")
             results.update(result)
         return results
 
 
-def inference_on_dataset(
-    model: Callable[[Any], Any],
-    data_loader: Iterable,
-    evaluator: DatasetEvaluator | list[DatasetEvaluator] | None,
-) -> dict:
-    """Evaluate `model`, in evaluation mode and without gradients, on all batches of `data_loader`, which has a length.
+def inference_on_dataset(model: nn.Module, data_loader: DataLoader, evaluator: DatasetEvaluator) -> dict:
+    """Evaluate `model`, in evaluation mode and without gradients, on all batches of `data_loader`.
 
-    Returns what `evaluator` makes of it, {} in ranks where that is None. The model's mode is restored.
+    Returns the results of `evaluator`, {} in ranks where it has none. The model's mode is restored.
     """
-    if not isinstance(evaluator, DatasetEvaluator):
-        evaluator = DatasetEvaluators(evaluator or [])
+    total, training = len(data_loader), model.training
+    logger.info("Evaluating %d batches in each of %d processes", total, comm.get_world_size())
     evaluator.reset()
-    total = len(data_loader)
-    logger.info("Evaluation of %d batches in each of %d processes begins", total, comm.get_world_size())
-    begin = said = time.perf_counter()
-    with _evaluation_mode(model), torch.no_grad():
-        for done, inputs in enumerate(data_loader, start=1):
-            evaluator.process(inputs, model(inputs))
-            now = time.perf_counter()
-            if now - said > SECONDS_BETWEEN_LINES:
-                said = now
-                pace = (now - begin) / done
-                left = datetime.timedelta(seconds=int(pace * (total - done)))
-                logger.info("Evaluated %d of %d batches, %.3f s each, %s left", done, total, pace, left)
-    logger.info("Evaluated %d batches in %.1f s", total, time.perf_counter() - begin)
-    return evaluator.evaluate() or {}
-
-
-@contextmanager
-def _evaluation_mode(model: Callable) -> Iterator[None]:
-    if not isinstance(model, nn.Module):
-        yield
-        return
-    training = model.training
     model.eval()
+    begin = logged = time.perf_counter()
     try:
-        yield
+        with torch.no_grad():
+            for done, inputs in enumerate(data_loader, start=1):
+                evaluator.process(inputs, model(inputs))
+                now = time.perf_counter()
+                if now - logged > SECONDS_BETWEEN_LINES:
+                    logged, pace = now, (now - begin) / done
+                    left = datetime.timedelta(seconds=int(pace * (total - done)))
+                    logger.info("Evaluated %d of %d batches, %.3f s each, %s left", done, total, pace, left)
     finally:
         model.train(training)
+    logger.info("Evaluated %d batches in %.1f s", total, time.perf_counter() - begin)
+    return evaluator.evaluate() or {}

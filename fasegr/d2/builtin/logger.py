@@ -26,38 +26,27 @@ class _ColoredFormatter(logging.Formatter):
         return f"{origin} {record.message}"
 
 
-def setup_logger(
-    output: str | None = None,
-    distributed_rank: int = 0,
-    *,
-    color: bool = True,
-    name: str = "fasegr",
-    enable_propagation: bool = False,
-    configure_stdout: bool = True,
-) -> logging.Logger:
+def setup_logger(output: str | None = None, distributed_rank: int = 0, *, name: str = "fasegr") -> logging.Logger:
     """Send the records of logger `name` and below to stdout (rank 0) and to a file of every rank; returns the logger.
 
-    output: a ``.txt`` or ``.log`` file, or a directory that gets ``log.txt``; ranks above 0 append ``.rank1`` and on.
-    Called again, as by a second run in one process, it adds only what is not there yet.
+    output: a folder, which gets ``log.txt``; that of a rank above 0 is ``log.txt.rank1`` and so on.
+    Called again, as by a second run in one process, it adds only what is missing.
     """
     logger = logging.getLogger(name)
     logger.setLevel(logging.DEBUG)
-    logger.propagate = enable_propagation
+    logger.propagate = False
 
-    if (
-        configure_stdout
-        and distributed_rank == 0
-        and not any(type(h) is logging.StreamHandler for h in logger.handlers)
-    ):
+    if distributed_rank == 0 and not any(type(h) is logging.StreamHandler for h in logger.handlers):
         terminal = logging.StreamHandler(sys.stdout)
-        terminal.setFormatter(_ColoredFormatter() if color else logging.Formatter(FORMAT, DATE_FORMAT))
+        terminal.setFormatter(_ColoredFormatter())
         logger.addHandler(terminal)
 
     if output is not None:
-        path = output if output.endswith((".txt", ".log")) else os.path.join(output, "log.txt")
-        path = os.path.abspath(path + (f".rank{distributed_rank}" if distributed_rank else ""))
+        path = os.path.abspath(
+            os.path.join(output, "log.txt" + (f".rank{distributed_rank}" if distributed_rank else ""))
+        )
         if not any(isinstance(h, logging.FileHandler) and h.baseFilename == path for h in logger.handlers):
-            os.makedirs(os.path.dirname(path), exist_ok=True)
+            os.makedirs(output, exist_ok=True)
             file = logging.FileHandler(path)
             file.setFormatter(logging.Formatter(FORMAT, DATE_FORMAT))
             logger.addHandler(file)

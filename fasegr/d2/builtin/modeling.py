@@ -38,11 +38,6 @@ class Backbone(nn.Module, metaclass=ABCMeta):
         """Height and width must be a multiple of it; 0 if any size will do."""
         return 0
 
-    @property
-    def padding_constraints(self) -> dict[str, int]:
-        """Optional ``size_divisibility`` and ``square_size`` that inputs are padded to."""
-        return {}
-
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Channels and stride of each feature map."""
         return {
@@ -51,16 +46,9 @@ class Backbone(nn.Module, metaclass=ABCMeta):
         }
 
 
-def build_backbone(cfg: CfgNode, input_shape: ShapeSpec | None = None) -> Backbone:
+def build_backbone(cfg: CfgNode) -> Backbone:
     """The backbone that MODEL.BACKBONE.NAME registers, called with ``(cfg, input_shape)``."""
-    if input_shape is None:
-        input_shape = ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN))
-    backbone = BACKBONE_REGISTRY.get(cfg.MODEL.BACKBONE.NAME)(cfg, input_shape)
-    if not isinstance(backbone, Backbone):
-        raise TypeError(
-            f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME!r} built a {type(backbone).__name__}, not a Backbone"
-        )
-    return backbone
+    return BACKBONE_REGISTRY.get(cfg.MODEL.BACKBONE.NAME)(cfg, ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN)))
 
 
 def build_sem_seg_head(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Module:

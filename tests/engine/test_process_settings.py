@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fasegr.engine import process
+from fasegr.engine import process_settings
 
-FILE = Path(__file__).parents[2] / "fasegr" / "engine" / "process.py"
+FILE = Path(__file__).parents[2] / "fasegr" / "engine" / "process_settings.py"
 
 # Allocates and frees 64 MB twenty times; prints how many pages the system had to hand out for that.
 PROGRAM = """
@@ -33,9 +33,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def test_threads_are_those_asked_for_or_torchs_own():
     threads = torch.get_num_threads()
     try:
-        process.tune_process(tuned_allocator=False, threads=3)
+        process_settings.tune_process(tuned_allocator=False, threads=3)
         assert torch.get_num_threads() == 3
-        process.tune_process(tuned_allocator=False, threads=0)
+        process_settings.tune_process(tuned_allocator=False, threads=0)
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(threads)
@@ -44,7 +44,7 @@ def test_threads_are_those_asked_for_or_torchs_own():
 def test_an_allocator_without_the_setting_is_told_of_and_left_alone(monkeypatch, caplog):
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     with caplog.at_level("DEBUG"):
-        process.tune_process(tuned_allocator=True, threads=0)
+        process_settings.tune_process(tuned_allocator=True, threads=0)
     assert "SPEED.TUNED_ALLOCATOR" in caplog.text
 
 
@@ -57,7 +57,7 @@ def test_deterministic(monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     try:  # these settings can be taken back, so this process will do
-        process.be_deterministic()
+        process_settings.be_deterministic()
         assert torch.are_deterministic_algorithms_enabled()
         assert not torch.backends.cudnn.benchmark
         assert not torch.backends.cuda.mem_efficient_sdp_enabled()

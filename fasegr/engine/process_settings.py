@@ -18,20 +18,20 @@ M_MMAP_THRESHOLD = -3
 
 
 def tune_process(*, tuned_allocator: bool, threads: int) -> None:
-    """SPEED.TUNED_ALLOCATOR and SPEED.THREADS: `tune_allocator`, and the threads of torch on the CPU, 0 for its own."""
+    """Apply SPEED.TUNED_ALLOCATOR (`tune_allocator`) and SPEED.THREADS (torch's threads on the CPU; 0: its default)."""
     if tuned_allocator and not tune_allocator():
-        logger.debug("SPEED.TUNED_ALLOCATOR changes nothing here: it is a setting of glibc")
+        logger.debug("SPEED.TUNED_ALLOCATOR has no effect: only glibc has this setting")
     if threads:
         torch.set_num_threads(threads)
 
 
 def tune_allocator() -> bool:
-    """Let freed memory stay with the process, so that the next tensor of that size costs no page faults.
+    """Keep freed memory in the process, so that the next tensor of that size costs no page faults.
 
-    By default glibc takes large blocks from the system and gives them back when they are freed, though a model needs
-    the same feature maps in every step. Without the page faults of that, a step on the CPU takes about a tenth less
-    time. Costs memory that the system could have had back. Returns whether this C library has the setting; elsewhere
-    nothing is changed.
+    By default glibc takes large blocks from the system and returns them when they are freed, though a model needs the
+    same feature maps in every step. Without the page faults that this causes, a step on the CPU takes about 10 % less
+    time. The price is memory that the system does not get back. Returns whether this C library has the setting; others
+    are left as they are.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -41,15 +41,15 @@ def tune_allocator() -> bool:
 
 
 def be_deterministic() -> None:
-    """Compute on a GPU in an order that does not change, so that equal runs give equal numbers, as on a CPU.
+    """Make equal runs on a GPU give equal numbers, as on a CPU.
 
-    To be called before the first matrix product. Where torch has no such form of an operation it says so in a warning,
-    once, and goes on.
+    Call this before the first matrix product. Where torch has no deterministic form of an operation, it warns once and
+    uses the other.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as torch's notes on reproducibility ask for
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
-    # The backward pass of these two forms of attention adds up in any order; torch is left those that do not.
+    # The backward pass of these two kinds of attention is not deterministic; that of torch's others is.
     torch.backends.cuda.enable_mem_efficient_sdp(False)
     torch.backends.cuda.enable_cudnn_sdp(False)
 
@@ -58,5 +58,5 @@ def quiet_warnings() -> None:
     """Silence what a user can do nothing about."""
     # fp16 skips updates while it looks for its scale, often the first one, and torch then suspects a wrong order.
     warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler.step\(\)` before")
-    # Of a depthwise convolution's weight, whose strides can be told in two ways that mean the same.
+    # A depthwise convolution's weight has two sets of strides that mean the same layout.
     warnings.filterwarnings("ignore", message=r"Grad strides do not match bucket view strides")
