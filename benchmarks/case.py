@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fasegr.engine.process import tune_allocator
+from fasegr.engine.process_settings import tune_allocator
 
 OURS, PEER = "ours", "peer"
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.measure import ROOT
-from fasegr.engine.process import tune_allocator
+from fasegr.engine.process_settings import tune_allocator
 
 
 def describe(device: str) -> dict:
