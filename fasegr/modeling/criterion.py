@@ -9,12 +9,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fasegr.modeling import ops
 from fasegr.modeling.matcher import HungarianMatcher, Match
 from fasegr.modeling.point_sampling import (
     PointDraw,
     at_least_float32,
-    layers_at_once,
-    point_sampler,
     random_points,
     uncertain_points,
 )
@@ -34,15 +33,15 @@ def point_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 class SetCriterion(nn.Module):
     """Losses of all predictions of a step against its targets.
 
-    Every prediction is matched to the targets by itself. Then
+    Each prediction is matched to the targets separately. Then
 
     - loss_ce: cross-entropy of all queries, those without a target counting as no-object (class C) with a smaller
       weight, divided by the sum of the weights;
-    - loss_mask, loss_dice: of the matched queries at P points, summed and divided by the number of targets. Of the
-      points, a share is chosen out of random candidates for the least certain logits, the rest is random (PointRend).
+    - loss_mask, loss_dice: of the matched queries at P points, summed and divided by the number of targets. A share of
+      the points are the most uncertain of random candidates, the rest is random (PointRend).
 
-    All masks of an image and all predictions share the candidates, and the matching takes its points from them. A mask
-    by itself thus sees points of the same distribution as with draws of its own.
+    All masks of an image and all predictions share the candidates, and the matching takes its points from them. Each
+    mask sees points of the same distribution as if they were drawn for it.
 
     **Over ranks.** Both divisors are sums over the whole batch, wherever its images are. With W ranks, each having a
     share of the terms l_i of a loss, and N the sum of the divisors of all of them, rank r computes
@@ -50,8 +49,8 @@ class SetCriterion(nn.Module):
         loss_r = W / N * sum of l_i over the images of r.
 
     DistributedDataParallel averages gradients: 1/W * sum_r grad loss_r = grad (1/N * sum of all l_i), which is that of
-    one process with the whole batch; the mean of the losses over ranks is likewise that of the whole batch. For the
-    masks, N is at least 1, once for all ranks and not on each. One all-reduce of L + 1 numbers does it.
+    one process with the whole batch; so is the mean of the losses over ranks. For the masks, N is at least 1, over all
+    ranks together. It takes one all-reduce of L + 1 numbers.
     """
 
     empty_weight: Tensor
@@ -96,7 +95,7 @@ class SetCriterion(nn.Module):
     @torch.compiler.disable  # the assignment is made on the host, by SciPy: torch.compile is for the network before it
     def forward(self, outputs: dict, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """The losses loss_ce, loss_mask and loss_dice of the last prediction and, with the suffixes _0, _1, ..., of the
-        earlier ones in their order. Scalars, not weighted against each other.
+        earlier ones in their order. Scalars, without the weights of the three losses.
 
         outputs: `pred_logits` (B, Q, C + 1), `pred_masks` (B, Q, h, w) and, to train earlier predictions too,
         `aux_outputs`, a list of such dicts. targets: B of `labels` (K,) int64 in [0, C) and `masks` (K, H, W), bool or
@@ -114,7 +113,7 @@ class SetCriterion(nn.Module):
         matches = self.matcher(pred_logits, pred_masks, targets, drawn[:, : self.matcher.num_points])
         points = torch.cat((drawn[:, : self.num_candidates], self.draw(images, self.num_random, device, dtype)), dim=1)
 
-        matches = _to_device(matches, device)
+        matches = _move(matches, device)
         entropy, class_weight = self._class_losses(pred_logits, targets, matches)
         mask, dice = self._mask_losses(pred_masks, targets, matches, points)
         class_weight, count = _mean_over_ranks(class_weight, sum(len(target["labels"]) for target in targets))
@@ -183,28 +182,26 @@ class SetCriterion(nn.Module):
         (num_candidates + num_random, 2), the candidates first.
         """
         pairs, height, width = matched[0].shape
-        sampler = point_sampler(points, height, width)
-        truth = point_sampler(points, *masks.shape[-2:])(masks)
+        sampler = ops.point_sampler(points, height, width)
+        target = ops.point_sampler(points, *masks.shape[-2:])(masks)
         random = torch.arange(self.num_candidates, len(points), device=points.device)
         sums = []
-        step = layers_at_once(pairs * len(points), points.device)
+        step = max(1, ops.tile_elements(points.device) // max(1, pairs * len(points)))  # layers at a time
         for i in range(0, len(matched), step):
             maps = matched[i : i + step]
             logits = sampler(torch.cat(maps)).contiguous()
             rows = matched_targets[i : i + step].flatten()[:, None]
             uncertain = uncertain_points(logits[:, : self.num_candidates], self.num_uncertain)
             chosen = torch.cat((uncertain, random.expand(len(rows), -1)), 1)
-            losses = point_losses(logits.gather(1, chosen), truth.take(rows * len(points) + chosen))
+            losses = point_losses(logits.gather(1, chosen), target.take(rows * len(points) + chosen))
             sums.append(torch.stack([loss.view(len(maps), pairs).sum(1) for loss in losses]))
         return torch.cat(sums, 1)
 
 
-def _to_device(matches: Sequence[Match], device: torch.device) -> list[Match]:
-    """In one transfer, for which the host does not wait."""
+def _move(matches: Sequence[Match], device: torch.device) -> list[Match]:
+    """The matches on `device`, in one transfer."""
     packed = torch.cat([torch.stack(match) for match in matches], dim=2)  # (2, L, pairs of all images)
-    if device.type == "cuda":
-        packed = packed.pin_memory()
-    packed = packed.to(device, non_blocking=True)
+    packed = ops.to_device(packed, device)
     return [Match(*part) for part in packed.split([match.queries.shape[1] for match in matches], dim=2)]
 
 

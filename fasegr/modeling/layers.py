@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fasegr.modeling.ops.convolution import conv2d
+from fasegr.modeling import ops
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -39,28 +39,10 @@ class FrozenBatchNorm2d(nn.Module):
         return f"{self.weight.numel()}, eps={self.eps}"
 
 
-class _SyncBatchNorm(nn.SyncBatchNorm):
-    """Synchronised over processes on a GPU; plain batch norm where SyncBatchNorm does not exist (CPU)."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        if input.is_cuda:
-            return super().forward(input)
-        return F.batch_norm(
-            input,
-            self.running_mean,
-            self.running_var,
-            self.weight,
-            self.bias,
-            self.training,
-            self.momentum,
-            self.eps,
-        )
-
-
 _NORMS: dict[str, Callable[[int], nn.Module]] = {
     "FrozenBN": FrozenBatchNorm2d,
     "BN": nn.BatchNorm2d,
-    "SyncBN": _SyncBatchNorm,
+    "SyncBN": ops.SyncBatchNorm,
     "GN": lambda channels: nn.GroupNorm(32, channels),
 }
 
@@ -102,9 +84,9 @@ class ConvNorm(nn.Conv2d):
         if isinstance(self.norm, FrozenBatchNorm2d):
             # (w * x) * s + t = (s w) * x + t; the weight is far smaller than the map, also in training
             scale, shift = self.norm.scale_and_shift()
-            x = conv2d(x, self.weight * scale.view(-1, 1, 1, 1), shift, self.stride, self.padding)
+            x = ops.conv2d(x, self.weight * scale.view(-1, 1, 1, 1), shift, self.stride, self.padding)
         else:
-            x = conv2d(x, self.weight, self.bias, self.stride, self.padding)
+            x = ops.conv2d(x, self.weight, self.bias, self.stride, self.padding)
             if self.norm is not None:
                 x = self.norm(x)
         return x if self.activation is None else self.activation(x)

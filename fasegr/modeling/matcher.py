@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torch.nn import functional as F
 
-from fasegr.modeling.point_sampling import at_least_float32, layers_at_once, point_sampler
+from fasegr.modeling import ops
+from fasegr.modeling.point_sampling import at_least_float32
 
 
 class Match(NamedTuple):
@@ -22,33 +24,6 @@ class Match(NamedTuple):
 
     queries: Tensor
     targets: Tensor
-
-
-def softplus_sum(x: Tensor, inside: Tensor) -> Tensor:
-    """Sum of softplus(x) = log(1 + e^x) over the points, (N, P) -> (N,), with one logarithm for 64 points.
-
-    inside: sigmoid(x). softplus(x) = max(x, 0) - log sigmoid(|x|), and sigmoid(|x|) is the larger of sigmoid(x) and
-    1 - sigmoid(x). A sum of logarithms is the logarithm of a product; a factor is at least 1/2, so that 64 of them are
-    far from underflow.
-    """
-    x, inside = x.t(), inside.t()  # points first, as they are laid out: products of rows
-    factors = 1 - inside
-    torch.maximum(inside, factors, out=factors)
-    whole = len(factors) // 64 * 64
-    products = factors[:whole].unflatten(0, (64, whole // 64)).prod(0)
-    logarithms = products.log().sum(0) + factors[whole:].log().sum(0)
-    return torch.clamp(x, min=0, out=factors).sum(0) - logarithms  # in memory that is there
-
-
-def over_points(masks: Tensor, values: Tensor) -> Tensor:
-    """masks @ values.t(), sums over the points: (K, P), (N, P) -> (K, N).
-
-    The result is small and the sums are long, which leaves a matrix product nothing to share among the cores: the sums
-    are taken in 16 parts.
-    """
-    whole = masks.shape[1] // 16 * 16
-    parts = [x[:, :whole].unflatten(1, (16, whole // 16)).transpose(0, 1) for x in (masks, values)]
-    return torch.bmm(parts[0], parts[1].mT).sum(0) + masks[:, whole:] @ values[:, whole:].t()
 
 
 def matching_cost(
@@ -68,8 +43,8 @@ def matching_cost(
     class_weight, mask_weight, dice_weight = weights
     probability = at_least_float32(class_logits).softmax(-1).index_select(-1, labels)
     inside = mask_logits.sigmoid()
-    entropy = (softplus_sum(mask_logits, inside) - over_points(masks, mask_logits)) / mask_logits.shape[1]
-    dice = 1 - (2 * over_points(masks, inside) + 1) / (inside.sum(1) + masks.sum(1, keepdim=True) + 1)
+    entropy = (F.softplus(mask_logits).sum(1) - masks @ mask_logits.t()) / mask_logits.shape[1]
+    dice = 1 - (2 * (masks @ inside.t()) + 1) / (inside.sum(1) + masks.sum(1, keepdim=True) + 1)
     mask_cost = mask_weight * entropy + dice_weight * dice
     return mask_cost.t().reshape(probability.shape) - class_weight * probability
 
@@ -128,10 +103,10 @@ class HungarianMatcher:
     ) -> Tensor:
         """(L, Q, K) for one image, a few layers at a time."""
         labels = target["labels"]
-        masks = point_sampler(points, *target["masks"].shape[-2:])(target["masks"])
+        masks = ops.point_sampler(points, *target["masks"].shape[-2:])(target["masks"])
         queries, height, width = mask_logits[0].shape
-        sampler = point_sampler(points, height, width)
-        step = layers_at_once(queries * len(points), points.device)
+        sampler = ops.point_sampler(points, height, width)
+        step = max(1, ops.tile_elements(points.device) // max(1, queries * len(points)))  # layers at a time
         return torch.cat(
             [
                 matching_cost(

@@ -40,7 +40,7 @@ def decoder(**changes):
 
 def maps(net):
     torch.manual_seed(1)
-    sizes = SIZES[: len(net.reads)]
+    sizes = SIZES[: net.level_embed.num_embeddings]
     features, positions = ([torch.randn(2, DIM, *size, dtype=torch.float64) for size in sizes] for _ in range(2))
     return PixelDecoderOutput(torch.randn(2, 8, *SIZES[-1], dtype=torch.float64), features, positions)
 
@@ -53,14 +53,14 @@ def run(net, inputs):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_recording_changes_nothing(variant):
     net = decoder(**VARIANTS[variant])
-    inputs, reads = maps(net), net.reads
+    inputs = maps(net)
     expected = run(net, inputs)
     with record_attention(net) as layers:
         recorded = run(net, inputs)
     again = run(net, inputs)
     for outputs in (recorded, again):
         torch.testing.assert_close(outputs, expected, rtol=0, atol=0)
-    assert net.reads is reads and len(layers) == 6
+    assert len(layers) == 6
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -70,7 +70,7 @@ def test_weights_are_over_the_whole_level(variant):
     with record_attention(nn.Sequential(net)) as layers:
         run(net, inputs)
     for i, seen in enumerate(layers):
-        level = i % len(net.reads)
+        level = i % net.level_embed.num_embeddings
         n = SIZES[level][0] * SIZES[level][1]
         assert seen.layer == i and seen.size == SIZES[level] and seen.query_pos.shape == (2, QUERIES, DIM)
         torch.testing.assert_close(seen.key_pos, inputs.key_positions[level].flatten(2).transpose(1, 2))
@@ -88,7 +88,7 @@ def test_equals_torchs_attention(variant):
     net = decoder(**VARIANTS[variant])
     inputs, calls = maps(net), []
     for layer in net.transformer_cross_attention_layers:
-        layer.register_forward_pre_hook(lambda module, arguments: calls.append((module.multihead_attn, *arguments)))
+        layer.register_forward_pre_hook(lambda module, arguments: calls.append((module, *arguments)))
     with record_attention(net) as layers:
         run(net, inputs)
     assert len(calls) == len(layers)
@@ -100,8 +100,18 @@ def test_equals_torchs_attention(variant):
             attn_mask=None if hidden is None else hidden[b].expand(HEADS, -1, -1),
         )[1][0]  # fmt: skip
 
-    for seen, (m, queries, query_pos, tokens, key_pos, hidden) in zip(layers, calls, strict=True):
-        torch.testing.assert_close(seen.query_pos, query_pos)
+    for seen, (layer, queries, context) in zip(layers, calls, strict=True):
+        m, query_pos = layer.multihead_attn, seen.query_pos
+        if layer.uses_mask:
+            torch.testing.assert_close(query_pos, context.query_pos)
+            hidden = context.mask_logits.sigmoid() < DEFAULTS["mask_threshold"]
+            hidden = hidden & ~hidden.all(-1, keepdim=True)
+        else:
+            hidden = None
+        tokens, key_pos = context.level.memory, context.level.key_pos
+        if seen.pixels is not None:
+            image = torch.arange(2)[:, None]
+            tokens, key_pos = tokens[image, seen.pixels], key_pos[image, seen.pixels]
         for b in range(2):
             both = weights(m, b, queries + query_pos, tokens + key_pos, hidden), weights(m, b, query_pos, key_pos, None)
             for got, given in zip((seen.attention[b], seen.positional[b]), both, strict=True):
@@ -120,7 +130,9 @@ def test_rows_and_columns_are_multiplied():
     layer.register_forward_pre_hook(lambda module, arguments: calls.append(arguments))
     with record_attention(net) as layers:
         run(net, maps(net))
-    ((queries, query_pos, tokens, key_pos, _),) = calls
+    ((queries, context),) = calls
+    query_pos = context.query_embed  # the release's
+    tokens, key_pos = (x.unflatten(1, SIZES[3]) for x in context.level[:2])
     query_keys = queries + query_pos, tokens.mean(1) + key_pos.mean(1), tokens.mean(2) + key_pos.mean(2)
     over_x, over_y = layer.multihead_attn.weights(*query_keys)
     y, x = 5, 17
@@ -130,10 +142,10 @@ def test_rows_and_columns_are_multiplied():
 
 def test_an_error_inside_ends_the_recording():
     net = decoder()
-    reads = net.reads
-    with pytest.raises(ZeroDivisionError), record_attention(net):
+    with pytest.raises(ZeroDivisionError), record_attention(net) as layers:
         raise ZeroDivisionError
-    assert net.reads is reads
+    run(net, maps(net))
+    assert not layers
 
 
 def test_training_is_recorded_without_gradients():

@@ -11,9 +11,11 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fasegr.modeling import ops
 from fasegr.modeling.criterion import SetCriterion, point_losses
 from fasegr.modeling.matcher import HungarianMatcher
-from fasegr.modeling.point_sampling import random_points, sample_points
+from fasegr.modeling.ops.point_sample import sample_points
+from fasegr.modeling.point_sampling import random_points
 
 GOLDEN = Path(os.environ.get("FASEGR_GOLDEN", Path(__file__).parents[2].parent / "shared" / "golden")) / "criterion.npz"
 CLASSES = 4
@@ -111,10 +113,10 @@ def test_shares_of_points(changes, oversample_ratio):
     torch.testing.assert_close(losses, plain_losses(logits, masks, targets, points, criterion))
 
 
-@pytest.mark.parametrize("block", [1, 500])
-def test_float32_and_its_blocks(monkeypatch, block):
-    """The fast path, which float64 does not take; chosen points may differ by those that are as good as equal."""
-    monkeypatch.setattr("fasegr.modeling.point_sampling.CPU_BLOCK", block)
+@pytest.mark.parametrize("tile", [1, 500])
+def test_float32_and_its_tiles(monkeypatch, tile):
+    """The faster form, which float64 does not take; chosen points may differ by those that are as good as equal."""
+    monkeypatch.setattr(ops, "tile_elements", lambda device: tile)
     logits, masks, targets, points = make_batch(dtype=torch.float32)
     criterion = make_criterion(pinned(points))
     losses = criterion(as_outputs(logits, masks), targets)

@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fasegr.modeling.matcher import HungarianMatcher, matching_cost, over_points, softplus_sum
-from fasegr.modeling.point_sampling import CPU_BLOCK, sample_points
+from fasegr.modeling import ops
+from fasegr.modeling.matcher import HungarianMatcher, matching_cost
+from fasegr.modeling.ops.point_sample import sample_points
 
 WEIGHTS = (2.0, 5.0, 5.0)
 
@@ -52,24 +53,6 @@ def least_total(cost):
         (sum(cost[q, k] for k, q in enumerate(chosen)) for chosen in itertools.permutations(range(queries), targets)),
         default=0,
     )
-
-
-@pytest.mark.parametrize("points", [1, 63, 64, 200])
-@pytest.mark.parametrize("scale", [0.0, 1.0, 30.0, 1e4])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_softplus_sum(points, scale, dtype):
-    torch.manual_seed(0)
-    x = (scale * torch.randn(points, 5, dtype=dtype)).t()  # laid out point by point, as samplers do
-    torch.testing.assert_close(softplus_sum(x, x.sigmoid()), F.softplus(x).sum(1))
-    torch.testing.assert_close(softplus_sum(x.contiguous(), x.sigmoid().contiguous()), F.softplus(x).sum(1))
-
-
-@pytest.mark.parametrize("points", [1, 15, 16, 100])
-@pytest.mark.parametrize("targets", [0, 3])
-def test_sums_over_points(points, targets):
-    masks, values = torch.rand(targets, points, dtype=torch.float64), torch.randn(points, 5, dtype=torch.float64).t()
-    torch.testing.assert_close(over_points(masks, values), masks @ values.t())
-    torch.testing.assert_close(over_points(masks, values.contiguous()), masks @ values.t())
 
 
 def test_cost_is_that_of_each_pair():
@@ -118,11 +101,11 @@ def test_layers_and_images_do_not_meddle():
             assert torch.equal(alone.targets[0], together[image].targets[layer])
 
 
-@pytest.mark.parametrize("block", [1, 400, CPU_BLOCK])
-def test_size_of_blocks_does_not_matter(monkeypatch, block):
+@pytest.mark.parametrize("tile", [1, 400, 10**9])
+def test_size_of_tiles_does_not_matter(monkeypatch, tile):
     logits, masks, targets, points = make_batch(dtype=torch.float32)
     expected = make_matcher()([x.double() for x in logits], [x.double() for x in masks], targets, points.double())
-    monkeypatch.setattr("fasegr.modeling.point_sampling.CPU_BLOCK", block)
+    monkeypatch.setattr(ops, "tile_elements", lambda device: tile)
     for match, other in zip(make_matcher()(logits, masks, targets, points), expected, strict=True):
         assert torch.equal(match.queries, other.queries) and torch.equal(match.targets, other.targets)
 

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fasegr.modeling.ops.resized_rows import mask_strips
+from fasegr.modeling.meta_arch.image_prediction import ImagePrediction
 
 
 @dataclass(frozen=True)
 class Instances:
-    """The N instances found in an image: all that COCO's evaluation of masks and boxes takes.
+    """The N instances found in an image, with all that COCO's evaluation of masks and boxes needs.
 
-    scores: (N,). pred_classes: (N,) int64, contiguous. pred_masks: (N, H, W) bool. Named like the fields of
-    detectron2's class, which is there on one runtime only.
+    scores: (N,). pred_classes: (N,) int64, contiguous. pred_masks: (N, H, W) bool. The fields are named as in
+    detectron2's class, which exists on one runtime only.
     """
 
     scores: Tensor
@@ -45,24 +45,15 @@ class Instances:
         return Instances(self.scores.to(device), self.pred_classes.to(device), self.pred_masks.to(device))
 
 
-def instances(
-    class_logits: Tensor,
-    mask_logits: Tensor,
-    padded: tuple[int, int],
-    image: tuple[int, int],
-    output: tuple[int, int],
-    *,
-    limit: int,
-    classes: Collection[int] | None = None,
-) -> Instances:
-    """Instances of one image, as Mask2Former makes them. The first five arguments are those of `score_strips`.
+def instances(prediction: ImagePrediction, *, limit: int, classes: Collection[int] | None = None) -> Instances:
+    """Instances of one image, as Mask2Former makes them.
 
     The `limit` most probable pairs of query and class are taken, and of these the ones whose class is among `classes`
     (None: all), so a query can count more than once. A mask is where its logit is above zero; a score is the class
-    probability times the mean mask probability in the mask. Each query's mask is looked at once, in strips.
+    probability times the mean mask probability in the mask. Each query's mask is made once, tile by tile.
     """
-    dtype = torch.promote_types(mask_logits.dtype, torch.float32)
-    probabilities = class_logits.to(dtype).softmax(-1)[:, :-1]
+    prediction = prediction.in_float32()
+    probabilities = prediction.class_logits.softmax(-1)[:, :-1]
     num_classes = probabilities.shape[1]
     scores, pairs = probabilities.flatten().topk(min(limit, probabilities.numel()))
     if classes is not None:
@@ -71,11 +62,12 @@ def instances(
         scores, pairs = scores[keep], pairs[keep]
     queries, index = torch.unique(pairs // num_classes, return_inverse=True)
 
-    masks = torch.empty(len(pairs), *output, dtype=torch.bool, device=mask_logits.device)
+    masks = torch.empty(len(pairs), *prediction.output_size, dtype=torch.bool, device=scores.device)
     area = torch.zeros(len(queries), dtype=torch.int64, device=masks.device)
-    mass = torch.zeros(len(queries), dtype=dtype, device=masks.device)
-    strips = mask_strips(mask_logits[queries], padded, image, output, planes=2 * len(queries))
-    for rows, logits in strips if len(queries) else ():
+    mass = torch.zeros(len(queries), dtype=scores.dtype, device=masks.device)
+    chosen = prediction._replace(mask_logits=prediction.mask_logits[queries])
+    for rows in chosen.tiles(planes=2 * len(queries)) if len(queries) else ():
+        logits = chosen.output_rows(rows)
         inside = logits > 0
         masks[:, rows] = inside[index]
         area += inside.sum((1, 2))

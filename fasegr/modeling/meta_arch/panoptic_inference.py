@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fasegr.modeling.ops.resized_rows import mask_strips
+from fasegr.modeling.meta_arch.image_prediction import ImagePrediction
 
 
 class PanopticSegmentation(NamedTuple):
@@ -20,37 +20,31 @@ class PanopticSegmentation(NamedTuple):
 
 
 def panoptic_segments(
-    class_logits: Tensor,
-    mask_logits: Tensor,
-    padded: tuple[int, int],
-    image: tuple[int, int],
-    output: tuple[int, int],
-    *,
-    things: Collection[int],
-    score_threshold: float,
-    overlap_threshold: float,
+    prediction: ImagePrediction, *, things: Collection[int], score_threshold: float, overlap_threshold: float
 ) -> PanopticSegmentation:
-    """Segments of one image, as Mask2Former makes them. The first five arguments are those of `score_strips`.
+    """Segments of one image, as Mask2Former makes them.
 
-    Of the queries whose best class is an object with more than `score_threshold`, a pixel goes to the one with the
-    highest class probability times mask probability, if its mask holds the pixel (one half or more). A query that wins
-    less than `overlap_threshold` of the pixels that its mask holds is dropped, and they stay empty. Segments of one
-    class that is not among `things` become one.
+    Of the queries whose best class is not no-object and has more than `score_threshold`, a pixel goes to the one with
+    the highest class probability times mask probability, if its mask holds the pixel (one half or more). A query that
+    wins less than `overlap_threshold` of the pixels that its mask holds is dropped, and they stay empty. Segments of
+    the same class that is not among `things` become one.
 
-    Only the kept queries are looked at, in strips; at full size there is one index a pixel.
+    Only the masks of the kept queries are made, tile by tile; at full size there is one index a pixel.
     """
-    dtype = torch.promote_types(mask_logits.dtype, torch.float32)
-    scores, classes = class_logits.to(dtype).softmax(-1).max(-1)
-    kept = torch.nonzero((classes != class_logits.shape[-1] - 1) & (scores > score_threshold))[:, 0]
-    count = len(kept)
+    prediction = prediction.in_float32()
+    scores, classes = prediction.class_logits.softmax(-1).max(-1)
+    kept = torch.nonzero((classes != prediction.class_logits.shape[-1] - 1) & (scores > score_threshold))[:, 0]
+    count, device = len(kept), scores.device
     if count == 0:
-        return PanopticSegmentation(torch.zeros(output, dtype=torch.int32, device=mask_logits.device), [])
+        return PanopticSegmentation(torch.zeros(prediction.output_size, dtype=torch.int32, device=device), [])
     scores, classes = scores[kept, None, None], classes[kept]
 
-    owner = torch.empty(output, dtype=torch.int32, device=mask_logits.device)  # which of the kept; `count` for none
-    won, held, visible = (torch.zeros(count, dtype=torch.int64, device=owner.device) for _ in range(3))
-    for rows, masks in mask_strips(mask_logits[kept], padded, image, output, planes=2 * count):
-        masks = masks.sigmoid_()
+    # which of the kept queries has the pixel; `count` for none
+    owner = torch.empty(prediction.output_size, dtype=torch.int32, device=device)
+    won, held, visible = (torch.zeros(count, dtype=torch.int64, device=device) for _ in range(3))
+    chosen = prediction._replace(mask_logits=prediction.mask_logits[kept])
+    for rows in chosen.tiles(planes=2 * count):
+        masks = chosen.output_rows(rows).sigmoid_()
         best = (scores * masks).argmax(0)
         inside = masks >= 0.5
         won += torch.bincount(best.flatten(), minlength=count)
@@ -74,4 +68,4 @@ def panoptic_segments(
         if category not in things:
             stuff[category] = ids[query]
     table = torch.tensor(ids, dtype=torch.int32, device=owner.device)
-    return PanopticSegmentation(table.index_select(0, owner.flatten()).view(output), segments)
+    return PanopticSegmentation(table.index_select(0, owner.flatten()).view(owner.shape), segments)

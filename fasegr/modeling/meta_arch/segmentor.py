@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fasegr.d2 import META_ARCH_REGISTRY, Backbone, MetadataCatalog, build_backbone, build_sem_seg_head, configurable
+from fasegr.modeling import ops
 from fasegr.modeling.criterion import SetCriterion
 from fasegr.modeling.matcher import HungarianMatcher
+from fasegr.modeling.meta_arch.image_prediction import ImagePrediction
 from fasegr.modeling.meta_arch.instance_inference import instances
 from fasegr.modeling.meta_arch.panoptic_inference import panoptic_segments
-from fasegr.modeling.meta_arch.semantic_inference import score_strips, semantic_labels, semantic_scores
+from fasegr.modeling.meta_arch.semantic_inference import score_tiles, semantic_result
 
 
 @META_ARCH_REGISTRY.register()
@@ -62,13 +64,10 @@ class FASeg(nn.Module):
         super().__init__()
         if not (semantic_on or panoptic_on or instance_on):
             raise ValueError(
-                "MODEL.MASK_FORMER.TEST.SEMANTIC_ON, PANOPTIC_ON and INSTANCE_ON are all False; "
-                "set one of them True, or there is no result"
+                "semantic_on, panoptic_on and instance_on are all False; set one of them, or there is no result"
             )
         if semantic_output not in ("scores", "labels"):
-            raise ValueError(
-                f"MODEL.MASK_FORMER.TEST.SEMANTIC_OUTPUT is {semantic_output!r}; choose 'scores' or 'labels'"
-            )
+            raise ValueError(f"semantic_output is {semantic_output!r}; choose 'scores' or 'labels'")
         self.backbone = backbone
         self.sem_seg_head = sem_seg_head
         self.criterion = criterion
@@ -163,38 +162,37 @@ class FASeg(nn.Module):
         losses = self.criterion(outputs, targets)
         return {name: loss * self.loss_weights[name.rstrip("0123456789_")] for name, loss in losses.items()}
 
-    def score_strips(self, batched_inputs: list[dict]) -> list[Iterator[tuple[slice, Tensor]]]:
-        """For each image, strips of rows of what `forward` gives as `sem_seg`, computed as they are asked for."""
-        return [score_strips(*p, resize_masks=self.resize_masks) for p in self._predictions(batched_inputs)]
+    def score_tiles(self, batched_inputs: list[dict]) -> list[Iterator[tuple[slice, Tensor]]]:
+        """For each image, tiles of rows of what `forward` returns as `sem_seg`, computed as they are asked for."""
+        return [score_tiles(p, resize_masks=self.resize_masks) for p in self._predictions(batched_inputs)]
 
-    def _predictions(self, batched_inputs: list[dict]) -> list[tuple]:
-        """For each image, the arguments that `score_strips`, `panoptic_segments` and `instances` begin with."""
+    def _predictions(self, batched_inputs: list[dict]) -> list[ImagePrediction]:
         images, sizes = self._batch([sample["image"] for sample in batched_inputs])
-        padded = [tuple(images.shape[-2:])] * len(sizes)
         outputs = self.sem_seg_head(self.backbone(images))
-        wanted = [
-            (sample.get("height", size[0]), sample.get("width", size[1]))
-            for sample, size in zip(batched_inputs, sizes, strict=True)
+        padded_size = tuple(images.shape[-2:])
+        return [
+            ImagePrediction(
+                *(outputs["pred_logits"][i], outputs["pred_masks"][i], padded_size, size),
+                output_size=(sample.get("height", size[0]), sample.get("width", size[1])),
+            )
+            for i, (sample, size) in enumerate(zip(batched_inputs, sizes, strict=True))
         ]
-        return list(zip(outputs["pred_logits"], outputs["pred_masks"], padded, sizes, wanted, strict=True))
 
-    def _results(self, prediction: tuple) -> dict[str, Any]:
+    def _results(self, prediction: ImagePrediction) -> dict[str, Any]:
         results: dict[str, Any] = {}
         if self.semantic_on:
-            if self.semantic_output == "labels":
-                results["sem_seg_labels"] = semantic_labels(*prediction, resize_masks=self.resize_masks)
-            else:
-                results["sem_seg"] = semantic_scores(*prediction, resize_masks=self.resize_masks)
+            tiles = score_tiles(prediction, resize_masks=self.resize_masks)
+            results |= semantic_result(tiles, prediction.output_size, self.semantic_output)
         if self.panoptic_on:
             results["panoptic_seg"] = panoptic_segments(
-                *prediction,
+                prediction,
                 things=self.things,
                 score_threshold=self.object_mask_threshold,
                 overlap_threshold=self.overlap_threshold,
             )
         if self.instance_on:
             classes = self.things if self.panoptic_on else None
-            results["instances"] = instances(*prediction, limit=self.max_instances, classes=classes)
+            results["instances"] = instances(prediction, limit=self.max_instances, classes=classes)
         return results
 
     def _batch(self, images: list[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
@@ -210,7 +208,7 @@ class FASeg(nn.Module):
         batch = self.pixel_mean.new_zeros(len(images), len(self.pixel_mean), height, width)
         batch = batch.contiguous(memory_format=self.memory_format)
         for slot, image, (h, w) in zip(batch, images, sizes, strict=True):
-            slot[:, :h, :w] = (_to_device(image, self.device) - self.pixel_mean) / self.pixel_std
+            slot[:, :h, :w] = (ops.to_device(image, self.device) - self.pixel_mean) / self.pixel_std
         return batch, sizes
 
     def _target(self, sample: dict, padded: tuple[int, int]) -> dict[str, Tensor]:
@@ -227,16 +225,9 @@ class FASeg(nn.Module):
                 f"a training sample has the keys {sorted(sample)}; it needs 'labels' and 'masks', or 'sem_seg'. "
                 "Use the mapper INPUT.DATASET_MAPPER_NAME names, or put the model in evaluation mode"
             )
-        labels, masks = _to_device(labels, self.device).to(torch.int64), _to_device(masks, self.device)
+        labels, masks = ops.to_device(labels, self.device).to(torch.int64), ops.to_device(masks, self.device)
         masks = F.pad(masks, (0, padded[1] - masks.shape[2], 0, padded[0] - masks.shape[1]))
         return {"labels": labels, "masks": masks}
-
-
-def _to_device(x: Tensor, device: torch.device) -> Tensor:
-    """A copy to a GPU is queued with its work and not waited for, if it is made from memory that cannot be moved."""
-    if device.type == "cuda" and x.device.type == "cpu":
-        x = x.pin_memory()  # the loader of a training has done so; then this does nothing
-    return x.to(device, non_blocking=True)
 
 
 def _things(cfg) -> list[int]:

@@ -1,0 +1,25 @@
+"""Operations that have more than one form: the plain one first, then the faster ones, then the choice between them.
+
+Model files call the functions below and know nothing about devices, types or processors. `switches.py` names the faster
+forms and turns them off.
+"""
+
+from fasegr.modeling.ops.convolution import conv2d
+from fasegr.modeling.ops.deformable_attention import deformable_attention
+from fasegr.modeling.ops.mask_logits import mask_logits
+from fasegr.modeling.ops.memory_format import channels_last
+from fasegr.modeling.ops.point_sample import point_sampler
+from fasegr.modeling.ops.sync_batch_norm import SyncBatchNorm
+from fasegr.modeling.ops.tile_size import tile_elements
+from fasegr.modeling.ops.transfer import to_device
+
+__all__ = [
+    "SyncBatchNorm",
+    "channels_last",
+    "conv2d",
+    "deformable_attention",
+    "mask_logits",
+    "point_sampler",
+    "tile_elements",
+    "to_device",
+]

@@ -5,9 +5,7 @@ its attention weights. Three forms with equal results:
 
 - `sample_by_grid`: `F.grid_sample` level by level, on any device; the readable reference.
 - `sample_by_bag`: one weighted `embedding_bag` over all levels, points and corners; several times faster on a CPU.
-- `triton_deform_attn.sample_by_triton`: one kernel, on a GPU.
-
-`deformable_attention` chooses by device and by what the kernel supports.
+- `triton_deformable_attention.sample_by_triton`: one kernel, on a GPU.
 """
 
 from __future__ import annotations
@@ -23,35 +21,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fasegr.modeling.ops import switches as fast_paths
-from fasegr.modeling.ops import triton_deformable_attention as triton_deform_attn
+from fasegr.modeling.ops import switches, triton_deformable_attention
 
 Shapes = Sequence[tuple[int, int]]
 
 
-def deformable_attention(value: Tensor, shapes: Shapes, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-    """Sum of sampled values.
-
-    value: (B, S, M, D), the tokens of all levels one after another, split into M heads; S is the sum of H * W.
-    shapes: (H, W) of each of the L levels.
-    x, y: (B, T, M, L, P) positions in pixels of their level; the centre of the first pixel is at 0.5, and what lies
-    outside the level reads as zero. At least float32: half a pixel of a wide level is lost in half precision.
-    weight: (B, T, M, L, P) attention weights.
-
-    Returns (B, T, M * D) in the dtype of `value`.
-    """
-    tokens = sum(h * w for h, w in shapes)
-    if value.shape[1] != tokens:
-        raise ValueError(f"value has {value.shape[1]} tokens; the levels {list(shapes)} have {tokens}")
-    if value.device.type == "cpu" and fast_paths.enabled("embedding_bag"):
-        return sample_by_bag(value, shapes, x, y, weight)
-    if triton_deform_attn.supports(value) and fast_paths.enabled("triton_deformable_attention"):
-        return triton_deform_attn.sample_by_triton(value, shapes, x, y, weight)
-    return sample_by_grid(value, shapes, x, y, weight)
-
-
 def sample_by_grid(value: Tensor, shapes: Shapes, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-    """`deformable_attention` by `F.grid_sample`, one call a level."""
+    """`deformable_attention` by `F.grid_sample`, one call a level, in float32 at least."""
+    dtype, value = value.dtype, value.to(torch.promote_types(value.dtype, torch.float32))
     batch, _, heads, dim = value.shape
     queries, points = x.shape[1], x.shape[4]
     out = value.new_zeros(batch * heads, dim, queries)
@@ -62,7 +39,7 @@ def sample_by_grid(value: Tensor, shapes: Shapes, x: Tensor, y: Tensor, weight: 
         sampled = F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         level_weight = weight[:, :, :, level].transpose(1, 2).reshape(batch * heads, 1, queries, points)
         out = out + (sampled * level_weight.to(value.dtype)).sum(-1)
-    return out.view(batch, heads * dim, queries).transpose(1, 2)
+    return out.view(batch, heads * dim, queries).transpose(1, 2).to(dtype)
 
 
 def sample_by_bag(value: Tensor, shapes: Shapes, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
@@ -79,27 +56,13 @@ def sample_by_bag(value: Tensor, shapes: Shapes, x: Tensor, y: Tensor, weight: T
     return _bag(*args, heights, widths).to(value.dtype)
 
 
-class ValueTable:
-    """The table of `sample_by_bag`, made once and read any number of times, without a gradient.
-
-    value: (B, S, M, D) and shapes as in `deformable_attention`.
-    """
-
-    def __init__(self, value: Tensor, shapes: Shapes):
-        self.heights, self.widths = [h for h, _ in shapes], [w for _, w in shapes]
-        self.table = _pad_levels(value, self.heights, self.widths)
-
-    def sample(self, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-        """x, y, weight: (B, T, M, L, P) in the dtype of the values. Returns (B, T, M * D)."""
-        rows = self.table.view(-1, self.table.shape[-1])
-        index, corner_weights, *_ = _corners(x, y, weight, self.heights, self.widths, self.table.shape[1])
-        out = F.embedding_bag(index, rows, mode="sum", per_sample_weights=corner_weights)
-        return out.view(*x.shape[:2], -1)
-
-
 @torch.library.custom_op("fasegr::deformable_bag", mutates_args=(), device_types="cpu")
 def _bag(value: Tensor, x: Tensor, y: Tensor, weight: Tensor, heights: list[int], widths: list[int]) -> Tensor:
-    return ValueTable(value, list(zip(heights, widths, strict=True))).sample(x, y, weight)
+    table = _pad_levels(value, heights, widths)
+    index, corner_weights, *_ = _corners(x, y, weight, heights, widths, table.shape[1])
+    rows = table.view(-1, table.shape[-1])
+    out = F.embedding_bag(index, rows, mode="sum", per_sample_weights=corner_weights)
+    return out.view(*x.shape[:2], -1)
 
 
 @_bag.register_fake
@@ -268,3 +231,24 @@ def _transposed_bag(index: Tensor, weights: Tensor, bags: Tensor, rows: int) -> 
     entries = (weights.view(-1).numpy(), index.view(-1).numpy(), starts)
     sparse = scipy.sparse.csr_matrix(entries, shape=(count, rows), copy=False)
     return torch.from_numpy(sparse.T @ bags.numpy())
+
+
+def deformable_attention(value: Tensor, shapes: Shapes, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+    """Sum of sampled values.
+
+    value: (B, S, M, D), the tokens of all levels one after another, split into M heads; S is the sum of H * W.
+    shapes: (H, W) of each of the L levels.
+    x, y: (B, T, M, L, P) positions in pixels of their level; the centre of the first pixel is at 0.5, and what lies
+    outside the level reads as zero. At least float32: half a pixel of a wide level is lost in half precision.
+    weight: (B, T, M, L, P) attention weights.
+
+    Returns (B, T, M * D) in the dtype of `value`.
+    """
+    tokens = sum(h * w for h, w in shapes)
+    if value.shape[1] != tokens:
+        raise ValueError(f"value has {value.shape[1]} tokens; the levels {list(shapes)} have {tokens}")
+    if value.device.type == "cpu" and switches.enabled("embedding_bag"):
+        return sample_by_bag(value, shapes, x, y, weight)
+    if triton_deformable_attention.supports(value) and switches.enabled("triton_deformable_attention"):
+        return triton_deformable_attention.sample_by_triton(value, shapes, x, y, weight)
+    return sample_by_grid(value, shapes, x, y, weight)

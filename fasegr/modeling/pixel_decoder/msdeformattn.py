@@ -10,11 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fasegr.modeling import ops
 from fasegr.modeling.layers import ConvNorm, build_norm, c2_xavier_fill
-from fasegr.modeling.ops import deformable_attention, token_blocks
-from fasegr.modeling.ops.linear import Linear, linear
-from fasegr.modeling.ops.softmax import softmax_of_few
-from fasegr.modeling.ops.upsample import upsample
 from fasegr.modeling.transformer_decoder.feature_levels import level_strides
 from fasegr.modeling.transformer_decoder.position_encoding import build_key_position
 
@@ -36,12 +33,12 @@ class MSDeformAttn(nn.Module):
     def __init__(self, dim: int, num_levels: int, num_heads: int, num_points: int):
         super().__init__()
         if dim % num_heads:
-            raise ValueError(f"{num_heads} heads do not divide the {dim} channels of deformable attention")
+            raise ValueError(f"num_heads is {num_heads}; it must divide the {dim} channels of deformable attention")
         self.grid = (num_heads, num_levels, num_points)
         self.sampling_offsets = nn.Linear(dim, num_heads * num_levels * num_points * 2)
         self.attention_weights = nn.Linear(dim, num_heads * num_levels * num_points)
-        self.value_proj = Linear(dim, dim)
-        self.output_proj = Linear(dim, dim)
+        self.value_proj = nn.Linear(dim, dim)
+        self.output_proj = nn.Linear(dim, dim)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -63,33 +60,25 @@ class MSDeformAttn(nn.Module):
 
     def forward(self, tokens: Tensor, position: Tensor, shapes: Sequence[tuple[int, int]], reference: Tensor) -> Tensor:
         """tokens, position: (B, T, C). reference: (2, T, 1, L, 1), x and y of each token in pixels of each level."""
-        points = self.points(tokens + position, reference, *self.points_projection())
-        return self.output_proj(deformable_attention(self.values(tokens), shapes, *points))
+        value = self.value_proj(tokens).unflatten(-1, (self.grid[0], -1))
+        points = self._sampling_points(tokens + position, reference)
+        return self.output_proj(ops.deformable_attention(value, shapes, *points))
 
-    def values(self, tokens: Tensor) -> Tensor:
-        """What is sampled: (B, T, C) to (B, T, M, C / M)."""
-        return self.value_proj(tokens).unflatten(-1, (self.grid[0], -1))
-
-    def points_projection(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the one product that makes x, y and weight, each as a plane of its own."""
+    def _sampling_points(self, query: Tensor, reference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Where to sample, x and y, and the attention weights, all (B, T, M, L, P). query: (B, T, C)."""
+        heads, levels, points = self.grid
+        # One product makes x, y and weights, each as a plane of its own.
         offsets, attention = self.sampling_offsets, self.attention_weights
         weight = torch.cat([offsets.weight[0::2], offsets.weight[1::2], attention.weight])
-        return weight, torch.cat([offsets.bias[0::2], offsets.bias[1::2], attention.bias])
-
-    def points(self, query: Tensor, reference: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Where to sample, x and y, and how much of it, all (B, T, M, L, P).
-
-        query: (B, T, C). reference: as in `forward`. weight, bias: of `points_projection`.
-        """
-        heads, levels, points = self.grid
+        bias = torch.cat([offsets.bias[0::2], offsets.bias[1::2], attention.bias])
         # Locations are good to a fraction of a pixel only in float32, hence outside autocast.
         with torch.autocast(query.device.type, enabled=False):
             query = query.to(torch.promote_types(query.dtype, weight.dtype))
-            planes = linear(query, weight, bias).unflatten(-1, (3, heads, levels * points))
+            planes = F.linear(query, weight, bias).unflatten(-1, (3, heads, levels * points))
             x, y, scores = planes.unbind(2)
             x_ref, y_ref = reference.expand(-1, -1, -1, -1, points).flatten(3)
             grid = (levels, points)
-            return tuple(plane.unflatten(-1, grid) for plane in (x + x_ref, y + y_ref, softmax_of_few(scores)))
+            return tuple(plane.unflatten(-1, grid) for plane in (x + x_ref, y + y_ref, scores.softmax(-1)))
 
 
 class EncoderLayer(nn.Module):
@@ -99,8 +88,8 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.self_attn = MSDeformAttn(dim, num_levels, num_heads, num_points)
         self.norm1 = nn.LayerNorm(dim)
-        self.linear1 = Linear(dim, ffn_dim)
-        self.linear2 = Linear(ffn_dim, dim)
+        self.linear1 = nn.Linear(dim, ffn_dim)
+        self.linear2 = nn.Linear(ffn_dim, dim)
         self.norm2 = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
 
@@ -138,12 +127,8 @@ class DeformableEncoder(nn.Module):
             [p.flatten(2).transpose(1, 2) + e for p, e in zip(positions, self.level_embed, strict=True)], dim=1
         )
         reference = _reference_points(shapes, torch.promote_types(tokens.dtype, torch.float32), tokens.device)
-        in_blocks = token_blocks.supports(tokens, self)
         for layer in self.encoder.layers:
-            if in_blocks:
-                tokens = token_blocks.encoder_layer(layer, tokens, position, shapes, reference)
-            else:
-                tokens = layer(tokens, position, shapes, reference)
+            tokens = layer(tokens, position, shapes, reference)
         levels = tokens.split([h * w for h, w in shapes], dim=1)
         return [t.transpose(1, 2).unflatten(2, shape) for t, shape in zip(levels, shapes, strict=True)]
 
@@ -193,21 +178,19 @@ class MSDeformAttnPixelDecoder(nn.Module):
         names = sorted(in_channels, key=lambda name: strides[name])
         missing = [name for name in encoder_features if name not in in_channels]
         if missing:
-            raise ValueError(f"the deformable encoder is to read {missing}; IN_FEATURES has {names}")
+            raise ValueError(f"encoder_features has {missing}; the maps of the backbone are {names}")
         self.encoder_features = sorted(encoder_features, key=lambda name: -strides[name])
         finest = min(strides[name] for name in encoder_features)
         self.fpn_features = [n for n in reversed(names) if common_stride <= strides[n] < finest]
         levels = [*self.encoder_features, *self.fpn_features]
         if num_levels > len(levels):
-            raise ValueError(f"the transformer decoder is to read {num_levels} maps; there are {len(levels)}: {levels}")
+            raise ValueError(f"num_levels is {num_levels}; there are {len(levels)} maps: {levels}")
         if strides[levels[-1]] != common_stride:
-            raise ValueError(
-                f"COMMON_STRIDE is {common_stride}; the finest map of IN_FEATURES has {strides[levels[-1]]}"
-            )
+            raise ValueError(f"common_stride is {common_stride}; the finest map has stride {strides[levels[-1]]}")
         self.levels = levels[:num_levels]
 
         key_position_module = build_key_position(key_position, dim, num_levels)
-        # Maps outside the encoder are projected for the sake of their key positions alone.
+        # Maps outside the encoder are projected only for their key positions.
         projected = self.levels if key_position_module.reads_features else self.encoder_features
         self.input_proj = nn.ModuleList(
             nn.Sequential(nn.Conv2d(in_channels[name], dim, 1), nn.GroupNorm(32, dim)) for name in projected
@@ -266,11 +249,11 @@ class MSDeformAttnPixelDecoder(nn.Module):
             positions.append(self.pos_linear(i, projected))
             if name in self.encoder_features:
                 maps.append(projected)
-            del projected  # of the maps outside the encoder only the key positions are kept
+            del projected  # of maps outside the encoder, only the key positions are kept
         outputs = self.transformer(maps, positions[: len(maps)])
         for i, name in zip(range(len(self.fpn_features), 0, -1), self.fpn_features, strict=True):
             lateral = self.get_submodule(f"adapter_{i}")(features[name])
-            # The finest maps set the peak of the memory; neither a norm nor a convolution looks at its result again.
-            lateral += upsample(outputs[-1], lateral.shape[-2:])
+            # In place, since the finest maps set the peak of the memory: no gradient needs the lateral map.
+            lateral += F.interpolate(outputs[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False)
             outputs.append(self.get_submodule(f"layer_{i}")(lateral))
         return PixelDecoderOutput(self.mask_features(outputs[-1]), outputs[: len(self.levels)], positions)

@@ -1,146 +1,140 @@
-"""How a layer reads its level: which keys a query is given, and with which positional query it asks for them.
+"""Cross-attention: queries read one level. A module for each kind: masked, sparse (HRCA), row-column (`rcda.py`).
 
-A read is called `read(layer, queries, query_pos, base, level, mask_logits, low_attention, low_size)`: the layer's
-cross-attention; queries, the positional queries in force and B, (B, Q, C) each; the level; the newest masks on it,
-(B, Q, n) logits; attention and size of the coarsest level, from this round. `make_layer` makes the cross-attention that
-it calls. `uses_mask` and `reads_attention` say which of the last three it looks at.
+All are called `layer(queries, context)` and return a `CrossAttentionOutput`. Of each kind,
+
+- `uses_mask` says whether it reads `context.mask_logits`, `reads_attention` whether `context.coarse_attention`;
+- `query_pos(context)` is the positional query that it attends with;
+- `attention_map(queries, context, pixels)` computes the weights that it attends with, (B, Q, n), averaged over heads:
+  for figures, whether or not the model needs the weights.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from fasegr.modeling.transformer_decoder.attention import Attended, Attention, CrossAttentionLayer
-from fasegr.modeling.transformer_decoder.feature_levels import Level, level_strides
-from fasegr.modeling.transformer_decoder.hrca import Selection, Size, build_selection
-from fasegr.modeling.transformer_decoder.rcda import RowColumnAttentionLayer
+from fasegr.modeling.transformer_decoder.attention import (
+    CrossAttentionContext,
+    CrossAttentionOutput,
+    MultiheadAttention,
+)
+from fasegr.modeling.transformer_decoder.feature_levels import level_strides
+from fasegr.modeling.transformer_decoder.hrca import Selection, build_selection
+from fasegr.modeling.transformer_decoder.rcda import RowColumnCrossAttention
 
 
-class MaskedRead:
-    """A layer of the coarse levels: masked cross-attention with the positional query in force.
+class _CrossAttention(nn.Module):
+    """Multi-head attention to a level, residual, norm."""
 
-    threshold: a key is hidden from a query where the mask predicted before is less likely than this.
+    def __init__(self, dim: int, num_heads: int):
+        super().__init__()
+        self.multihead_attn = MultiheadAttention(dim, num_heads)
+        self.norm = nn.LayerNorm(dim)
+
+
+class MaskedCrossAttention(_CrossAttention):
+    """Masked attention of Mask2Former: a query attends within the mask that it has just predicted.
+
+    mask_threshold: a key is masked where the probability of the mask is below it. A query whose whole mask is below it
+    attends everywhere.
     """
 
     uses_mask = True
     reads_attention = False
 
-    def __init__(self, threshold: float):
-        if not 0 < threshold < 1:
-            raise ValueError(f"MODEL.FASEG.MASK_THRESHOLD is {threshold}; it must lie between 0 and 1 (0.15 in FASeg)")
-        self.logit = math.log(threshold / (1 - threshold))
+    def __init__(self, dim: int, num_heads: int, *, mask_threshold: float):
+        super().__init__(dim, num_heads)
+        if not 0 < mask_threshold < 1:
+            raise ValueError(f"mask_threshold is {mask_threshold}; it must lie between 0 and 1 (0.15 in FASeg)")
+        self.mask_threshold_logit = math.log(mask_threshold / (1 - mask_threshold))
 
-    def make_layer(self, dim: int, num_heads: int, *, keeps_attention: bool) -> nn.Module:
-        return CrossAttentionLayer(dim, num_heads, keeps_attention=keeps_attention)
+    def forward(self, queries: Tensor, context: CrossAttentionContext) -> CrossAttentionOutput:
+        level, attention = context.level, None
+        query = queries + self.query_pos(context)
+        arguments = (query, level.memory + level.key_pos, level.memory, self._attn_mask(context))
+        if context.need_weights:
+            out, attention = self.multihead_attn.with_weights(*arguments)
+        else:
+            out = self.multihead_attn(*arguments)
+        return CrossAttentionOutput(self.norm(queries + out), attention)
 
-    def __call__(
-        self,
-        layer: nn.Module,
-        queries: Tensor,
-        query_pos: Tensor,
-        base: Tensor,
-        level: Level,
-        mask_logits: Tensor,
-        low_attention: Attention | None,
-        low_size: Size,
-    ) -> Attended:
-        hidden = mask_logits < self.logit  # sigmoid(x) < t
-        hidden = hidden & ~hidden.all(-1, keepdim=True)  # a query that would see nothing sees everything
-        return layer(queries, query_pos, level.tokens, level.key_pos, hidden.unsqueeze(1))
+    def query_pos(self, context: CrossAttentionContext) -> Tensor:
+        return context.query_pos
+
+    def _attn_mask(self, context: CrossAttentionContext) -> Tensor | None:
+        """(B, 1, Q, n) bool, True where a key is not attended."""
+        if context.mask_logits is None:
+            return None
+        masked = context.mask_logits < self.mask_threshold_logit  # sigmoid(x) < t
+        return (masked & ~masked.all(-1, keepdim=True)).unsqueeze(1)
+
+    def attention_map(self, queries: Tensor, context: CrossAttentionContext, pixels: None = None) -> Tensor:
+        level = context.level
+        key = level.memory + level.key_pos
+        return self.multihead_attn.with_weights(queries + self.query_pos(context), key, key, self._attn_mask(context))[
+            1
+        ]
 
 
-class SparseRead:
-    """A layer of a high-resolution level: unmasked cross-attention at selected pixels.
+class SparseCrossAttention(_CrossAttention):
+    """Unmasked attention to selected pixels of a high-resolution level (HRCA, and vanilla: all pixels).
 
-    It hands out no attention. dynamic_query: attend with the positional query in force (paper) instead of B (release).
+    dynamic_query: attend with the positional query in force (paper) instead of `query_embed` (release).
     """
 
     uses_mask = False
 
-    def __init__(self, selection: Selection, *, dynamic_query: bool):
+    def __init__(self, dim: int, num_heads: int, *, selection: Selection, dynamic_query: bool):
+        super().__init__(dim, num_heads)
         self.selection = selection
         self.reads_attention = selection.reads_attention
         self.dynamic_query = dynamic_query
 
-    def make_layer(self, dim: int, num_heads: int, *, keeps_attention: bool) -> nn.Module:
-        return CrossAttentionLayer(dim, num_heads, keeps_attention=keeps_attention)
+    def forward(self, queries: Tensor, context: CrossAttentionContext) -> CrossAttentionOutput:
+        pixels = self.selection(context)
+        query, key, value = self._query_key_value(queries, context, pixels)
+        out = self.multihead_attn(query, key, value)
+        return CrossAttentionOutput(self.norm(queries + out), pixels=pixels)
 
-    def __call__(
-        self,
-        layer: nn.Module,
-        queries: Tensor,
-        query_pos: Tensor,
-        base: Tensor,
-        level: Level,
-        mask_logits: Tensor | None,
-        low_attention: Attention | None,
-        low_size: Size,
-    ) -> Attended:
-        tokens, key_pos = level.tokens, level.key_pos
-        pixels = self.selection.pixels(low_attention, low_size, level.size)
+    def _query_key_value(
+        self, queries: Tensor, context: CrossAttentionContext, pixels: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        memory, key_pos, _ = context.level
         if pixels is not None:
             # Indexed and not gathered, which would keep the whole map for the backward pass.
             image = torch.arange(len(pixels), device=pixels.device).unsqueeze(1)
-            tokens, key_pos = tokens[image, pixels], key_pos[image, pixels]
-        attended = layer(queries, query_pos if self.dynamic_query else base, tokens, key_pos, None)
-        return attended._replace(pixels=pixels)
+            memory, key_pos = memory[image, pixels], key_pos[image, pixels]
+        return queries + self.query_pos(context), memory + key_pos, memory
+
+    def query_pos(self, context: CrossAttentionContext) -> Tensor:
+        return context.query_pos if self.dynamic_query else context.query_embed
+
+    def attention_map(self, queries: Tensor, context: CrossAttentionContext, pixels: Tensor | None) -> Tensor:
+        return self.multihead_attn.with_weights(*self._query_key_value(queries, context, pixels))[1]
 
 
-class RowColumnRead:
-    """A layer of a high-resolution level: unmasked attention to all pixels, by rows and columns.
-
-    It hands out no attention. dynamic_query: as `SparseRead`.
-    """
-
-    uses_mask = False
-    reads_attention = False
-
-    def __init__(self, *, dynamic_query: bool):
-        self.dynamic_query = dynamic_query
-
-    def make_layer(self, dim: int, num_heads: int, *, keeps_attention: bool) -> nn.Module:
-        if keeps_attention:
-            raise ValueError("attention by rows and columns hands out no weights; nothing may be made to read them")
-        return RowColumnAttentionLayer(dim, num_heads)
-
-    def __call__(
-        self,
-        layer: nn.Module,
-        queries: Tensor,
-        query_pos: Tensor,
-        base: Tensor,
-        level: Level,
-        mask_logits: Tensor | None,
-        low_attention: Attention | None,
-        low_size: Size,
-    ) -> Attended:
-        tokens, key_pos = (x.unflatten(1, level.size) for x in (level.tokens, level.key_pos))
-        return layer(queries, query_pos if self.dynamic_query else base, tokens, key_pos, None)
-
-
-Read = MaskedRead | SparseRead | RowColumnRead
-
-
-def build_reads(
+def build_cross_attention(
     *, mask_threshold: float, attention: str, levels: Sequence[int], omega: int, selection: str, query: str
-) -> list[Read]:
-    """The reads of one round, coarse to fine: the high-resolution one at the strides `levels`, masked ones elsewhere.
+) -> list[Callable[[int, int], nn.Module]]:
+    """How the layers of one round read their levels, coarse to fine: for each a function (dim, num_heads) -> module.
 
-    attention: "hrca", "random", "vanilla", "rcda" or "none". selection: of HRCA, "window" or "pixel".
-    query: "static" or "dynamic".
+    attention: of the high-resolution levels, "hrca", "random", "vanilla", "rcda" or "none"; levels: their strides. The
+    others are read by masked attention. selection: of HRCA, "window" or "pixel". query: "static" or "dynamic".
     """
-    masked = MaskedRead(mask_threshold)
+    masked = partial(MaskedCrossAttention, mask_threshold=mask_threshold)
     strides = level_strides(attention, levels)
     if attention == "none":
         return [masked] * len(strides)
     if query not in ("static", "dynamic"):
-        raise ValueError(f"MODEL.FASEG.HIGH_RES.QUERY is {query!r}; choose static (release) or dynamic (paper)")
+        raise ValueError(f"high_res_query is {query!r}; choose static (release) or dynamic (paper)")
+    dynamic = query == "dynamic"
     if attention == "rcda":
-        high_res: Read = RowColumnRead(dynamic_query=query == "dynamic")
+        high_res = partial(RowColumnCrossAttention, dynamic_query=dynamic)
     else:
-        high_res = SparseRead(build_selection(attention, selection, omega), dynamic_query=query == "dynamic")
+        chosen = build_selection(attention, selection, omega)
+        high_res = partial(SparseCrossAttention, selection=chosen, dynamic_query=dynamic)
     return [high_res if stride in levels else masked for stride in strides]

@@ -1,4 +1,4 @@
-"""The transformer decoder: learnable queries read the maps of the pixel decoder, coarse to fine, round after round.
+"""The transformer decoder: learnable queries attend to the maps of the pixel decoder, coarse to fine, in rounds.
 
 Source: Cheng et al., "Masked-attention mask transformer", CVPR 2022 (masked attention, order of sub-layers) and the
 FASeg paper (positional queries, high-resolution cross-attention), as the authors released it.
@@ -13,16 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fasegr.modeling import ops
 from fasegr.modeling.layers import MLP, c2_xavier_fill
-from fasegr.modeling.ops.mask_logits import mask_products
 from fasegr.modeling.pixel_decoder import PixelDecoderOutput
-from fasegr.modeling.transformer_decoder.attention import FFNLayer, SelfAttentionLayer
-from fasegr.modeling.transformer_decoder.cross_attention import build_reads
-from fasegr.modeling.transformer_decoder.feature_levels import Level
+from fasegr.modeling.transformer_decoder.attention import CrossAttentionContext, FFNLayer, SelfAttentionLayer
+from fasegr.modeling.transformer_decoder.cross_attention import build_cross_attention
+from fasegr.modeling.transformer_decoder.feature_levels import FeatureLevel
 from fasegr.modeling.transformer_decoder.positional_query import (
     ConstantQuery,
     GridAnchors,
-    Seen,
+    PositionalQueryContext,
     build_dynamic_query,
     query_projection,
 )
@@ -35,22 +35,22 @@ class Prediction(NamedTuple):
     mask_logits: Tensor
 
 
-class _Answer(NamedTuple):
-    """What a layer predicts from, before the masks are made: (B, Q, C) and (B, Q, mask_dim)."""
+class _PredictionInput(NamedTuple):
+    """What a layer predicts from: normed queries (B, Q, C), and their mask embeddings (B, Q, mask_dim)."""
 
-    normed_queries: Tensor
-    mask_embedding: Tensor
+    queries: Tensor
+    mask_embed: Tensor
 
 
 class MultiScaleMaskedTransformerDecoder(nn.Module):
     """FASeg's decoder, and Mask2Former's under other arguments.
 
-    num_layers: decoder layers; layer i reads level i mod the number of levels.
+    num_layers: decoder layers; layer i attends to level i mod the number of levels.
     positional_query: "dfpq", "learnable", "grid_anchor", "dynamic_anchor" or "dynamic_foreground".
     first_query_region: of DFPQ, "background" or "foreground".
-    high_res_attention: "hrca", "random", "vanilla", "rcda" or "none". high_res_levels: strides of the levels that it
-    reads; 1/4 is a level only where it is one of them. high_res_selection: of HRCA, "window" or "pixel".
-    high_res_query: "static" or "dynamic".
+    mask_threshold: of masked attention. high_res_attention: "hrca", "random", "vanilla", "rcda" or "none".
+    high_res_levels: strides of the levels that it reads; 1/4 is a level only if it is one of them. omega: one key in
+    `omega` is attended to. high_res_selection: of HRCA, "window" or "pixel". high_res_query: "static" or "dynamic".
     """
 
     _version = 2  # as FASegHead's
@@ -78,9 +78,8 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
     ):
         super().__init__()
         if num_layers < 1:
-            raise ValueError(f"MODEL.MASK_FORMER.DEC_LAYERS is {num_layers + 1}; it must be >= 2: it counts the layers "
-                             "and the prediction from the learnable queries")  # fmt: skip
-        self.reads = reads = build_reads(
+            raise ValueError(f"num_layers is {num_layers}; it must be >= 1")
+        kinds = build_cross_attention(
             mask_threshold=mask_threshold,
             attention=high_res_attention,
             levels=high_res_levels,
@@ -101,8 +100,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             SelfAttentionLayer(dim, num_heads) for _ in range(num_layers)
         )
         self.transformer_cross_attention_layers = nn.ModuleList(
-            reads[i % len(reads)].make_layer(dim, num_heads, keeps_attention=self._is_read(i, num_layers))
-            for i in range(num_layers)
+            kinds[i % len(kinds)](dim, num_heads) for i in range(num_layers)
         )
         self.transformer_ffn_layers = nn.ModuleList(FFNLayer(dim, ffn_dim) for _ in range(num_layers))
         self.decoder_norm = nn.LayerNorm(dim)
@@ -110,14 +108,15 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         self.query_embed = (
             GridAnchors(num_queries, dim) if positional_query == "grid_anchor" else nn.Embedding(num_queries, dim)
         )
-        self.level_embed = nn.Embedding(len(reads), dim)
-        self.input_proj = nn.ModuleList(nn.Identity() for _ in reads)
+        self.level_embed = nn.Embedding(len(kinds), dim)
+        self.input_proj = nn.ModuleList(nn.Identity() for _ in kinds)
         if in_channels != dim or enforce_input_project:
-            self.input_proj = nn.ModuleList(nn.Conv2d(in_channels, dim, 1) for _ in reads)
+            self.input_proj = nn.ModuleList(nn.Conv2d(in_channels, dim, 1) for _ in kinds)
             for projection in self.input_proj:
                 c2_xavier_fill(projection)
         self.class_embed = nn.Linear(dim, num_classes + 1)
         self.mask_embed = MLP(dim, dim, mask_dim, 3)
+        self.need_weights = [self._is_attention_read(i, len(kinds)) for i in range(num_layers)]
 
     @classmethod
     def from_config(cls, cfg, in_channels: int) -> dict:
@@ -143,82 +142,84 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             "high_res_query": faseg.HIGH_RES.QUERY,
         }
 
-    def _is_read(self, i: int, num_layers: int) -> bool:
+    def _is_attention_read(self, i: int, num_levels: int) -> bool:
         """Whether a later layer uses the attention of layer i; only then is it formed."""
-        levels = len(self.reads)
-        if not self.reads[i % levels].uses_mask:
+        layers = self.transformer_cross_attention_layers
+        if not layers[i].uses_mask:
             return False
-        by_query = self.positional_query.reads_attention and i + 1 < num_layers
-        round_ = range(i, min(i + levels, num_layers)) if i % levels == 0 else ()
-        by_selection = any(self.reads[j % levels].reads_attention for j in round_)
-        return by_query or by_selection
+        by_query = self.positional_query.reads_attention and i + 1 < len(layers)
+        rest_of_round = layers[i + 1 : i + num_levels] if i % num_levels == 0 else ()
+        return by_query or any(layer.reads_attention for layer in rest_of_round)
 
     def forward(self, maps: PixelDecoderOutput) -> list[Prediction]:
         """Predictions, the last layer's last. In evaluation mode there is only that one."""
         levels = [self._level(i, f, p) for i, (f, p) in enumerate(zip(maps.features, maps.key_positions, strict=True))]
-        mask_features = maps.mask_features
-        level_masks = self._level_mask_features(mask_features, levels)
+        level_mask_features = self._level_mask_features(maps.mask_features, levels)
 
-        batch = mask_features.shape[0]
+        batch = maps.mask_features.shape[0]
         queries = self.query_feat.weight.expand(batch, -1, -1)
-        base = self.query_embed.weight.expand(batch, -1, -1)
-        answers = [self._answer(queries)]
-        mask_logits = answers[-1].mask_embedding.detach() @ level_masks[0]
-        query_pos = self.positional_query.first(base, Seen(None, None, mask_logits, levels[0]))
-        low_attention = None
+        query_embed = self.query_embed.weight.expand(batch, -1, -1)
+        inputs = [self._prediction_input(queries)]
+        mask_logits = inputs[-1].mask_embed.detach() @ level_mask_features[0]
+        query_pos = self.positional_query.first(query_embed, PositionalQueryContext(None, None, mask_logits, levels[0]))
+        coarse_attention = None
 
-        sublayers = zip(
-            self.transformer_cross_attention_layers,
-            self.transformer_self_attention_layers,
-            self.transformer_ffn_layers,
-            strict=True,
-        )
-        last = len(self.transformer_ffn_layers) - 1
-        for i, (cross_attention, self_attention, ffn) in enumerate(sublayers):
-            level, read = levels[i % len(levels)], self.reads[i % len(levels)]
-            attended = read(
-                cross_attention, queries, query_pos, base, level, mask_logits, low_attention, levels[0].size
+        cross_attention_layers = self.transformer_cross_attention_layers
+        last = len(cross_attention_layers) - 1
+        for i, (cross_attention, self_attention, ffn) in enumerate(
+            zip(
+                cross_attention_layers,
+                self.transformer_self_attention_layers,
+                self.transformer_ffn_layers,
+                strict=True,
             )
+        ):
+            level = levels[i % len(levels)]
+            context = CrossAttentionContext(
+                level, query_pos, query_embed, mask_logits, coarse_attention, levels[0].size, self.need_weights[i]
+            )
+            queries, attention, _ = cross_attention(queries, context)
             if level is levels[0]:
-                low_attention = attended.attention
-            queries = ffn(self_attention(attended.queries, query_pos))
+                coarse_attention = attention
+            queries = ffn(self_attention(queries, query_pos))
 
-            upcoming = (i + 1) % len(levels)
-            masked = self.reads[upcoming].uses_mask
-            if self.training or masked or i == last:
-                answers.append(self._answer(queries))
+            is_masked = i < last and cross_attention_layers[i + 1].uses_mask  # the next layer
+            if self.training or is_masked or i == last:
+                inputs.append(self._prediction_input(queries))
             if i == last:
                 break
-            mask_logits = answers[-1].mask_embedding.detach() @ level_masks[upcoming] if masked else None
-            seen = Seen(attended.attention, level, mask_logits, levels[upcoming])
-            query_pos = self.positional_query.renew(query_pos, base, seen)
-        return self._predictions(answers if self.training else answers[-1:], mask_features)
+            upcoming = (i + 1) % len(levels)
+            mask_logits = inputs[-1].mask_embed.detach() @ level_mask_features[upcoming] if is_masked else None
+            query_pos = self.positional_query.update(
+                query_pos, query_embed, PositionalQueryContext(attention, level, mask_logits, levels[upcoming])
+            )
+        return self._predictions(inputs if self.training else inputs[-1:], maps.mask_features)
 
-    def _level(self, i: int, features: Tensor, key_position: Tensor) -> Level:
-        tokens = self.input_proj[i](features).flatten(2).transpose(1, 2) + self.level_embed.weight[i]
-        return Level(tokens, key_position.flatten(2).transpose(1, 2), tuple(features.shape[-2:]))
+    def _level(self, i: int, features: Tensor, key_position: Tensor) -> FeatureLevel:
+        memory = self.input_proj[i](features).flatten(2).transpose(1, 2) + self.level_embed.weight[i]
+        return FeatureLevel(memory, key_position.flatten(2).transpose(1, 2), tuple(features.shape[-2:]))
 
     @torch.no_grad()
-    def _level_mask_features(self, mask_features: Tensor, levels: list[Level]) -> list[Tensor | None]:
-        """(B, mask_dim, n) of every level that masks its keys.
+    def _level_mask_features(self, mask_features: Tensor, levels: list[FeatureLevel]) -> list[Tensor | None]:
+        """(B, mask_dim, n) of every level that is read through a mask.
 
         Resizing and the product with the mask embedding are linear and commute: the masks of a level cost a product at
         its own size. They are thresholded, so no gradient runs through them.
         """
         return [
             F.interpolate(mask_features, size=level.size, mode="bilinear", align_corners=False).flatten(2)
-            if read.uses_mask
+            if layer.uses_mask
             else None
-            for level, read in zip(levels, self.reads, strict=True)
+            for level, layer in zip(levels, self.transformer_cross_attention_layers, strict=False)
         ]
 
-    def _answer(self, queries: Tensor) -> _Answer:
+    def _prediction_input(self, queries: Tensor) -> _PredictionInput:
         normed = self.decoder_norm(queries)
-        return _Answer(normed, self.mask_embed(normed))
+        return _PredictionInput(normed, self.mask_embed(normed))
 
-    def _predictions(self, answers: Sequence[_Answer], mask_features: Tensor) -> list[Prediction]:
-        masks = mask_products([answer.mask_embedding for answer in answers], mask_features)
+    def _predictions(self, inputs: Sequence[_PredictionInput], mask_features: Tensor) -> list[Prediction]:
+        masks = ops.mask_logits([layer.mask_embed for layer in inputs], mask_features)
         return [
-            Prediction(self.class_embed(answer.normed_queries), of_layer)
-            for answer, of_layer in zip(answers, masks, strict=True)
+            Prediction(self.class_embed(layer.queries), mask_logits)
+            for layer, mask_logits in zip(inputs, masks, strict=True)
         ]

@@ -1,4 +1,4 @@
-"""Levels: the maps that the decoder reads, coarse to fine, one in each layer of a round."""
+"""The maps that the decoder reads, coarse to fine, one in each layer of a round."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ COARSE_STRIDES = (32, 16, 8)  # read in every round; Mask2Former's three
 HIGH_RES_CHOICES = ((4,), (8,), (4, 8))
 
 
-class Level(NamedTuple):
-    """One map as the decoder reads it. tokens, key_pos: (B, n, C). size: (h, w) with h * w = n."""
+class FeatureLevel(NamedTuple):
+    """One map as the decoder reads it. memory, key_pos: (B, n, C). size: (h, w) with h * w = n."""
 
-    tokens: Tensor
+    memory: Tensor
     key_pos: Tensor
     size: tuple[int, int]
 
 
 def level_strides(high_res_attention: str, high_res_levels: Sequence[int]) -> tuple[int, ...]:
-    """Strides of the maps of one round.
+    """Strides of the maps of one round, coarse first.
 
-    high_res_levels: those that the high-resolution attention reads. The 1/4 map is there for its sake alone: it is a
-    level only if it is one of them, so with [8] it is not read at all. That is what the paper's table 8 measures: 1/8
-    alone needs 2,600 M less than 1/4 alone, more than any attention on the 1/4 map costs (table 6: 1,100 M for all of
-    its pixels). With "none" nothing reads it either.
+    high_res_levels: strides of the maps that the high-resolution attention reads. The 1/4 map is a level only if it is
+    one of them: with [8], and with the attention "none", nothing reads it. Table 8 of the paper measures just that: 1/8
+    costs 2,600 M multiply-adds less than 1/4, more than any attention on the 1/4 map costs (table 6: 1,100 M for all
+    of its pixels).
     """
     if tuple(high_res_levels) not in HIGH_RES_CHOICES:
-        raise ValueError(f"MODEL.FASEG.HIGH_RES.LEVELS is {list(high_res_levels)}; choose [4], [8] or [4, 8]")
+        raise ValueError(f"high_res_levels is {list(high_res_levels)}; choose [4], [8] or [4, 8]")
     fine = high_res_attention != "none" and 4 in high_res_levels
     return (*COARSE_STRIDES, 4) if fine else COARSE_STRIDES

@@ -1,8 +1,8 @@
-"""Which pixels of a high-resolution map the queries attend to (omega, paper section 3.3).
+"""High-resolution cross-attention (HRCA): which pixels of a fine map the queries attend to (omega, paper section 3.3).
 
-A selection is asked `pixels(attention, low, high)`: the attention of the round's coarsest layer, the sizes (h, w) of
-that level and of the high-resolution one, 1/4 or 1/8. It returns pixel indices (B, k) of the latter, or None for all of
-them. `reads_attention` says whether the attention is used at all.
+A selection is called with a `CrossAttentionContext` and returns pixel indices (B, k) of the context's level, a 1/4 or
+1/8 map, or None for all of its pixels. `reads_attention` says whether it needs the attention of the round's coarsest
+layer. `cross_attention.SparseCrossAttention` attends to what is selected.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fasegr.modeling.transformer_decoder.attention import Attention, AttentionWeights
+from fasegr.modeling.transformer_decoder.attention import CrossAttentionContext
 
 Size = tuple[int, int]
 
@@ -21,82 +21,87 @@ class AllPixels:
 
     reads_attention = False
 
-    def pixels(self, attention: Attention | None, low: Size, high: Size) -> None:
+    def __call__(self, context: CrossAttentionContext) -> None:
         return None
 
 
-class _Share:
-    """A share of one in `omega` of the pixels."""
+class _OneInOmega:
+    """One pixel in `omega` is selected."""
 
     def __init__(self, omega: int):
         if omega < 1:
-            raise ValueError(f"MODEL.FASEG.HIGH_RES.OMEGA is {omega}; it must be an int >= 1 (32 in the paper)")
+            raise ValueError(f"omega is {omega}; it must be an int >= 1 (32 in the paper)")
         self.omega = omega
 
     def count(self, n: int) -> int:
         return max(1, n // self.omega)  # small images have fewer cells than omega; with no key there is no context
 
 
-class TopWindows(_Share):
+class TopWindows(_OneInOmega):
     """HRCA as released: the coarse cells that all queries together attend to most bring their whole windows."""
 
     reads_attention = True
 
-    def pixels(self, attention: Attention, low: Size, high: Size) -> Tensor:
-        rows, columns = _window(low, high)
-        cells = attention.sum_over_queries().topk(self.count(low[0] * low[1]), sorted=False).indices
-        top, left = torch.div(cells, low[1], rounding_mode="floor") * rows, cells % low[1] * columns
+    def __call__(self, context: CrossAttentionContext) -> Tensor:
+        return self.windows(context.coarse_attention.sum(1), context.coarse_size, context.level.size)
+
+    def windows(self, scores: Tensor, coarse: Size, fine: Size) -> Tensor:
+        """Pixels (B, k), in a map of size `fine`, of the windows of the best cells by scores (B, n)."""
+        rows, columns = _window(coarse, fine)
+        cells = scores.topk(self.count(coarse[0] * coarse[1]), sorted=False).indices
+        top, left = torch.div(cells, coarse[1], rounding_mode="floor") * rows, cells % coarse[1] * columns
         y = torch.arange(rows, device=cells.device)
         x = torch.arange(columns, device=cells.device)
-        within = (y[:, None] * high[1] + x).flatten()
-        return ((top * high[1] + left).unsqueeze(-1) + within).flatten(1)
+        within = (y[:, None] * fine[1] + x).flatten()
+        return ((top * fine[1] + left).unsqueeze(-1) + within).flatten(1)
 
 
-class TopPixels(_Share):
+class TopPixels(_OneInOmega):
     """HRCA as the paper words it: attention is upsampled bilinearly and the strongest pixels are kept."""
 
     reads_attention = True
 
-    def pixels(self, attention: Attention, low: Size, high: Size) -> Tensor:
-        scores = attention.sum_over_queries().unflatten(1, (1, *low))
-        scores = F.interpolate(scores, size=high, mode="bilinear", align_corners=False).flatten(1)
-        return scores.topk(self.count(high[0] * high[1]), sorted=False).indices
+    def __call__(self, context: CrossAttentionContext) -> Tensor:
+        height, width = context.level.size
+        scores = context.coarse_attention.sum(1).unflatten(1, (1, *context.coarse_size))
+        scores = F.interpolate(scores, size=(height, width), mode="bilinear", align_corners=False).flatten(1)
+        return scores.topk(self.count(height * width), sorted=False).indices
 
 
-class RandomWindows(_Share):
+class RandomWindows(TopWindows):
     """As many windows as HRCA takes, drawn at random for every image (paper, table 6)."""
 
-    reads_attention = True  # only for its device and batch: the draw ignores the values
+    reads_attention = False
 
-    def pixels(self, attention: Attention, low: Size, high: Size) -> Tensor:
-        noise = torch.rand_like(attention.sum_over_queries())
-        return TopWindows(self.omega).pixels(AttentionWeights(noise.unsqueeze(1)), low, high)
+    def __call__(self, context: CrossAttentionContext) -> Tensor:
+        memory, (height, width) = context.level.memory, context.coarse_size
+        dtype = torch.promote_types(memory.dtype, torch.float32)  # as attention has
+        noise = torch.rand(len(memory), height * width, dtype=dtype, device=memory.device)
+        return self.windows(noise, context.coarse_size, context.level.size)
 
 
 Selection = AllPixels | TopWindows | TopPixels | RandomWindows
 
 
 def build_selection(attention: str, selection: str, omega: int) -> Selection:
-    """The selection of MODEL.FASEG.HIGH_RES.ATTENTION and, of HRCA, .SELECTION."""
+    """attention: "hrca", "random" or "vanilla". selection: of HRCA, "window" (release) or "pixel" (paper)."""
     if attention == "vanilla":
         return AllPixels()
     if attention == "random":
         return RandomWindows(omega)
-    if attention == "hrca" and selection == "window":
-        return TopWindows(omega)
-    if attention == "hrca" and selection == "pixel":
-        return TopPixels(omega)
+    if attention == "hrca" and selection in ("window", "pixel"):
+        return TopWindows(omega) if selection == "window" else TopPixels(omega)
     raise ValueError(
-        f"MODEL.FASEG.HIGH_RES.ATTENTION is {attention!r} with SELECTION {selection!r}; "
+        f"high_res_attention is {attention!r} with the selection {selection!r}; "
         "choose hrca (with window or pixel), random, vanilla, rcda or none"
     )
 
 
-def _window(low: Size, high: Size) -> Size:
-    rows, columns = high[0] // low[0], high[1] // low[1]
-    if (rows * low[0], columns * low[1]) != tuple(high):
+def _window(coarse: Size, fine: Size) -> Size:
+    rows, columns = fine[0] // coarse[0], fine[1] // coarse[1]
+    if (rows * coarse[0], columns * coarse[1]) != tuple(fine):
         raise ValueError(
-            f"the high-resolution map {tuple(high)} is no whole multiple of the coarsest one {tuple(low)}; "
-            "pad images to a multiple of 32 (MODEL.MASK_FORMER.SIZE_DIVISIBILITY)"
+            f"the high-resolution map {tuple(fine)} is no whole multiple of the coarsest one {tuple(coarse)}; "
+            "pad images to a multiple of 32"
         )
     return rows, columns

@@ -1,7 +1,7 @@
 """Key positions K_p: what tells a query where a key lies. One map for each level, used by encoder and decoder alike.
 
 A key position is a module `f(level, features)`: features (B, C, H, W) of the level's projection, returns (B, C, H, W).
-`reads_features` says whether the values of the features matter, or their size alone.
+`reads_features` says whether the values of the features matter, or only their size.
 """
 
 from __future__ import annotations
@@ -109,11 +109,11 @@ def _waves(places: Tensor, channels: int, temperature: float) -> Tensor:
 
 
 def build_key_position(name: str, dim: int, num_levels: int) -> nn.Module:
-    """The key position of MODEL.FASEG.KEY_POSITION."""
+    """name: "conditional" (FASeg), "sinusoidal" (Mask2Former) or "learnable"."""
     if name == "conditional":
         return ConditionalPosition(dim, num_levels)
     if name == "learnable":
         return LearnablePosition(dim, num_levels)
     if name == "sinusoidal":
         return SinusoidalPosition(dim)
-    raise ValueError(f"MODEL.FASEG.KEY_POSITION is {name!r}; choose conditional, sinusoidal or learnable")
+    raise ValueError(f"key_position is {name!r}; choose conditional, sinusoidal or learnable")

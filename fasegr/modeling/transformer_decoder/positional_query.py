@@ -1,11 +1,12 @@
 """Positional queries Q_p: where each query is told to look. One class for each row of the paper's table 5.
 
-A positional query has two methods. `first(base, seen)` is asked once, when only the masks predicted from the learnable
-queries are known; `renew(query_pos, base, seen)` after every layer but the last, and may return `query_pos`, the one in
-force. `base` is B, (B, Q, C): what is known of a query before any image, learned or, for `grid_anchor`, laid out.
-`reads_attention` says whether `renew` uses the attention at all; where nobody does, none is formed.
+A positional query has two methods. `first(query_embed, context)` is called once, when only the masks predicted from the
+learnable queries are known; `update(query_pos, query_embed, context)` after every layer but the last, and may return
+`query_pos`, the one in force. `query_embed` is B of eq. 2, (B, Q, C): what is known of a query before any image,
+learned or, for `grid_anchor`, points on a grid. `reads_attention` says whether `update` uses the attention; where
+nobody does, it is not formed.
 
-All but one have the form of eq. 2, Q_p = h(X + B), and differ in X alone: table 5 leaves the rest of FASeg as it is.
+All but one have the form of eq. 2, Q_p = h(X + B), and differ only in X: table 5 leaves the rest of FASeg as it is.
 """
 
 from __future__ import annotations
@@ -15,24 +16,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fasegr.modeling.transformer_decoder.attention import Attention
-from fasegr.modeling.transformer_decoder.feature_levels import Level
+from fasegr.modeling.transformer_decoder.feature_levels import FeatureLevel
 from fasegr.modeling.transformer_decoder.position_encoding import encode_points
 
 
-class Seen(NamedTuple):
-    """What is known when a positional query is made, and on which level.
+class PositionalQueryContext(NamedTuple):
+    """What is known between two layers, when a positional query is made.
 
-    attention: of the last layer on `attended`, the level it read; None before the first layer, and after one that hands
-    out none (the high-resolution one).
-    mask_logits: (B, Q, m) of the newest prediction on `upcoming`, the level read next; None where that is read without
-    a mask, so that none was made.
+    attention: (B, Q, n), that of the last layer on `level`, which it read; both are None before the first layer, and
+    the attention is after a layer that hands out none (the high-resolution one).
+    mask_logits: (B, Q, m), the newest masks on `next_level`, which the next layer reads; None if it reads it without a
+    mask, so that no masks were made.
     """
 
-    attention: Attention | None
-    attended: Level | None
+    attention: Tensor | None
+    level: FeatureLevel | None
     mask_logits: Tensor | None
-    upcoming: Level
+    next_level: FeatureLevel
 
 
 class ConstantQuery:
@@ -44,11 +44,11 @@ class ConstantQuery:
 
     reads_attention = False
 
-    def first(self, base: Tensor, seen: Seen) -> Tensor:
-        return base
+    def first(self, query_embed: Tensor, context: PositionalQueryContext) -> Tensor:
+        return query_embed
 
-    def renew(self, query_pos: Tensor, base: Tensor, seen: Seen) -> Tensor:
-        return base
+    def update(self, query_pos: Tensor, query_embed: Tensor, context: PositionalQueryContext) -> Tensor:
+        return query_embed
 
 
 class DynamicFocusAwareQuery:
@@ -63,27 +63,25 @@ class DynamicFocusAwareQuery:
 
     def __init__(self, h: nn.Module, *, region: str):
         if region not in ("background", "foreground"):
-            raise ValueError(
-                f"MODEL.FASEG.FIRST_QUERY_REGION is {region!r}; choose background (release) or foreground (paper)"
-            )
+            raise ValueError(f"first_query_region is {region!r}; choose background (release) or foreground (paper)")
         self.h = h
         self.region = region
 
-    def first(self, base: Tensor, seen: Seen) -> Tensor:
-        region = seen.mask_logits < 0 if self.region == "background" else seen.mask_logits >= 0
-        return self.h(_pooled(seen.upcoming.key_pos, region) + base)
+    def first(self, query_embed: Tensor, context: PositionalQueryContext) -> Tensor:
+        region = context.mask_logits < 0 if self.region == "background" else context.mask_logits >= 0
+        return self.h(_average(context.next_level.key_pos, region) + query_embed)
 
-    def renew(self, query_pos: Tensor, base: Tensor, seen: Seen) -> Tensor:
-        if seen.attention is None:
+    def update(self, query_pos: Tensor, query_embed: Tensor, context: PositionalQueryContext) -> Tensor:
+        if context.attention is None:
             return query_pos
-        return self.h(seen.attention.pool(seen.attended.key_pos) + base)
+        return self.h(_pool(context.attention, context.level.key_pos) + query_embed)
 
 
 class _MaskQuery:
     """Q_p = h(X + B) with X taken from the foreground of the mask predicted by the previous layer.
 
-    The masks are those that the upcoming level is read with, and X is made on that level. Before a layer that reads
-    without masks the query in force stays, after it the newest masks count. X is 0 where a mask is empty: nothing was
+    The masks are those that the next layer reads its level with, and X is made on that level. Before a layer that reads
+    without masks the query stays as it is; after it the newest masks count. X is 0 where a mask is empty: nothing was
     found to look at, so the query is what was learned.
     """
 
@@ -92,13 +90,13 @@ class _MaskQuery:
     def __init__(self, h: nn.Module):
         self.h = h
 
-    def first(self, base: Tensor, seen: Seen) -> Tensor:
-        return self.h(self._position(seen.mask_logits >= 0, seen.upcoming, base) + base)
+    def first(self, query_embed: Tensor, context: PositionalQueryContext) -> Tensor:
+        return self.h(self._position(context.mask_logits >= 0, context.next_level) + query_embed)
 
-    def renew(self, query_pos: Tensor, base: Tensor, seen: Seen) -> Tensor:
-        return query_pos if seen.mask_logits is None else self.first(base, seen)
+    def update(self, query_pos: Tensor, query_embed: Tensor, context: PositionalQueryContext) -> Tensor:
+        return query_pos if context.mask_logits is None else self.first(query_embed, context)
 
-    def _position(self, foreground: Tensor, level: Level, base: Tensor) -> Tensor:
+    def _position(self, foreground: Tensor, level: FeatureLevel) -> Tensor:
         """foreground: (B, Q, n) bool on `level`. Returns X, (B, Q, C)."""
         raise NotImplementedError
 
@@ -109,8 +107,8 @@ class DynamicForegroundQuery(_MaskQuery):
     DFPQ with the mask in the place of the attention: each pixel of the segment weighs the same.
     """
 
-    def _position(self, foreground: Tensor, level: Level, base: Tensor) -> Tensor:
-        return _pooled(level.key_pos, foreground)
+    def _position(self, foreground: Tensor, level: FeatureLevel) -> Tensor:
+        return _average(level.key_pos, foreground)
 
 
 class DynamicAnchorQuery(_MaskQuery):
@@ -121,9 +119,9 @@ class DynamicAnchorQuery(_MaskQuery):
     anchor. It is the mean place of the pixels, in shares of height and width, hence the same on each level.
     """
 
-    def _position(self, foreground: Tensor, level: Level, base: Tensor) -> Tensor:
+    def _position(self, foreground: Tensor, level: FeatureLevel) -> Tensor:
         # Sums and places in float32 at least: half precision does not tell neighbouring columns apart.
-        dtype = torch.promote_types(base.dtype, torch.float32)
+        dtype = torch.promote_types(level.key_pos.dtype, torch.float32)
         region = foreground.unflatten(2, level.size)
         count = region.sum((2, 3), dtype=dtype)
 
@@ -133,7 +131,7 @@ class DynamicAnchorQuery(_MaskQuery):
 
         height, width = level.size
         centre = torch.stack([mean(3, height), mean(2, width)], -1)
-        return encode_points(centre, base.shape[-1]) * (count > 0).unsqueeze(-1)
+        return encode_points(centre, level.key_pos.shape[-1]) * (count > 0).unsqueeze(-1)
 
 
 class GridAnchors(nn.Module):
@@ -177,7 +175,7 @@ def query_projection(dim: int) -> nn.Sequential:
 def build_dynamic_query(
     name: str, h: nn.Module, *, first_query_region: str
 ) -> DynamicFocusAwareQuery | DynamicAnchorQuery | DynamicForegroundQuery:
-    """The positional query of MODEL.FASEG.POSITIONAL_QUERY that depends on the image."""
+    """A positional query that depends on the image. name: "dfpq", "dynamic_anchor" or "dynamic_foreground"."""
     if name == "dfpq":
         return DynamicFocusAwareQuery(h, region=first_query_region)
     if name == "dynamic_anchor":
@@ -185,14 +183,18 @@ def build_dynamic_query(
     if name == "dynamic_foreground":
         return DynamicForegroundQuery(h)
     raise ValueError(
-        f"MODEL.FASEG.POSITIONAL_QUERY is {name!r}; "
-        "choose dfpq, learnable, grid_anchor, dynamic_anchor or dynamic_foreground"
+        f"positional_query is {name!r}; choose dfpq, learnable, grid_anchor, dynamic_anchor or dynamic_foreground"
     )
 
 
-def _pooled(key_pos: Tensor, region: Tensor) -> Tensor:
+def _pool(attention: Tensor, key_pos: Tensor) -> Tensor:
+    """A K_p (eq. 2): attention (B, Q, n), key_pos (B, n, C) to (B, Q, C), where each query looked."""
+    return attention.to(key_pos.dtype) @ key_pos
+
+
+def _average(key_pos: Tensor, region: Tensor) -> Tensor:
     """Mean of key_pos (B, n, C) over a region (B, Q, n), bool: (B, Q, C), 0 where the region is empty."""
     # Weights first: a sum over all pixels of a level leaves the range of float16, a mean does not.
     dtype = torch.promote_types(key_pos.dtype, torch.float32)
     weights = region.to(dtype) / (region.sum(-1, keepdim=True, dtype=dtype) + 1e-6)
-    return weights.to(key_pos.dtype) @ key_pos
+    return _pool(weights, key_pos)

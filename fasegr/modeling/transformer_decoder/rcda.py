@@ -1,4 +1,4 @@
-"""Row-column decoupled attention (RCDA): a query attends to columns and to rows, and reads where they cross.
+"""Row-column decoupled attention (RCDA): a query attends to columns and to rows, and reads the pixels where they meet.
 
 Source: Wang et al., "Anchor DETR: Query design for transformer-based detector", AAAI 2022; the paper's table 6 sets it
 against HRCA. The weight of pixel (y, x) is a(y) b(x), with a from the keys averaged over each row and b from those
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fasegr.modeling.transformer_decoder.attention import Attended
+from fasegr.modeling.transformer_decoder.attention import CrossAttentionContext, CrossAttentionOutput
 
 
 class RowColumnAttention(nn.Module):
@@ -28,7 +28,7 @@ class RowColumnAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int):
         super().__init__()
         if dim % num_heads:
-            raise ValueError(f"{num_heads} heads do not divide the {dim} channels of attention")
+            raise ValueError(f"num_heads is {num_heads}; it must divide the {dim} channels of attention")
         self.num_heads = num_heads
         self.in_proj_weight = nn.Parameter(torch.empty(5 * dim, dim))  # query for x, for y; key for x, for y; value
         self.in_proj_bias = nn.Parameter(torch.zeros(5 * dim))
@@ -38,7 +38,7 @@ class RowColumnAttention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def weights(self, query: Tensor, columns: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """query: (B, Q, C). columns: (B, w, C) keys averaged over each. rows: (B, h, C) likewise.
+        """query: (B, Q, C). columns: (B, w, C), keys averaged over each column. rows: (B, h, C), over each row.
 
         Returns (B, M, Q, w) and (B, M, Q, h), which sum to one.
         """
@@ -65,36 +65,39 @@ class RowColumnAttention(nn.Module):
         return F.linear(x, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
-class RowColumnAttentionLayer(nn.Module):
-    """Queries read a map by rows and columns: attention, residual, norm. Its weights are handed out on request alone.
+class RowColumnCrossAttention(nn.Module):
+    """Unmasked attention to all pixels of a level, by rows and columns; residual, norm.
 
-    Its arguments are those of `CrossAttentionLayer`, but that maps keep their sides and that `hidden` is None: a mask
-    of single pixels is no product of rows and columns.
+    It hands out no weights, and takes no mask: a mask of single pixels is no product of rows and columns.
+    dynamic_query: attend with the positional query in force (paper) instead of `query_embed` (release).
     """
 
-    def __init__(self, dim: int, num_heads: int):
+    uses_mask = False
+    reads_attention = False
+
+    def __init__(self, dim: int, num_heads: int, *, dynamic_query: bool):
         super().__init__()
         self.multihead_attn = RowColumnAttention(dim, num_heads)
         self.norm = nn.LayerNorm(dim)
+        self.dynamic_query = dynamic_query
 
-    def forward(
-        self, queries: Tensor, query_pos: Tensor, tokens: Tensor, key_pos: Tensor, hidden: None = None
-    ) -> Attended:
-        """queries, query_pos: (B, Q, C). tokens, key_pos: (B, h, w, C)."""
-        out = self.multihead_attn(queries + query_pos, *_axes(tokens, key_pos), tokens)
-        return Attended(self.norm(queries + out), None)
+    def forward(self, queries: Tensor, context: CrossAttentionContext) -> CrossAttentionOutput:
+        values = context.level.memory.unflatten(1, context.level.size)
+        out = self.multihead_attn(*self._query_and_keys(queries, context), values)
+        return CrossAttentionOutput(self.norm(queries + out))
 
-    def weights(
-        self, queries: Tensor, query_pos: Tensor, tokens: Tensor, key_pos: Tensor, hidden: None = None
-    ) -> Tensor:
-        """(B, Q, h w) weights that `forward` attends with, averaged over heads: for looking at alone."""
-        over_x, over_y = self.multihead_attn.weights(queries + query_pos, *_axes(tokens, key_pos))
+    def _query_and_keys(self, queries: Tensor, context: CrossAttentionContext) -> tuple[Tensor, Tensor, Tensor]:
+        """Query (B, Q, C), keys averaged over each column (B, w, C) and over each row (B, h, C)."""
+        memory, key_pos = (x.unflatten(1, context.level.size) for x in context.level[:2])
+        # averages of projected keys are projections of averaged keys
+        return queries + self.query_pos(context), memory.mean(1) + key_pos.mean(1), memory.mean(2) + key_pos.mean(2)
+
+    def query_pos(self, context: CrossAttentionContext) -> Tensor:
+        return context.query_pos if self.dynamic_query else context.query_embed
+
+    def attention_map(self, queries: Tensor, context: CrossAttentionContext, pixels: None = None) -> Tensor:
+        over_x, over_y = self.multihead_attn.weights(*self._query_and_keys(queries, context))
         return torch.einsum("bmqy,bmqx->bqyx", over_y, over_x).flatten(2) / over_x.shape[1]
-
-
-def _axes(tokens: Tensor, key_pos: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys averaged over each column, (B, w, C), and over each row, (B, h, C); projecting them first gives the same."""
-    return tokens.mean(1) + key_pos.mean(1), tokens.mean(2) + key_pos.mean(2)
 
 
 def _softmax(query: Tensor, key: Tensor) -> Tensor:

@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from fasegr.modeling import ops
+from fasegr.modeling.meta_arch.image_prediction import ImagePrediction
 from fasegr.modeling.meta_arch.instance_inference import Instances, instances
-from fasegr.modeling.ops import resized_rows as strips
 
 
 def resize(x, size):
@@ -28,16 +29,16 @@ def slow(class_logits, mask_logits, padded, image, output, limit, classes):
     ("padded", "image", "output"),
     [((64, 96), (64, 96), (64, 96)), ((64, 96), (50, 81), (123, 77)), ((64, 96), (50, 81), (9, 100))],
 )
-@pytest.mark.parametrize("strip", [1, 3000, 10**9])
+@pytest.mark.parametrize("tile", [1, 3000, 10**9])
 @pytest.mark.parametrize(("limit", "classes"), [(12, None), (30, {0, 3}), (1000, {1}), (5, set())])
-def test_equals_the_slow_truth(monkeypatch, padded, image, output, strip, limit, classes):
-    monkeypatch.setattr(strips, "STRIP_ELEMENTS", {"cpu": strip})
+def test_equals_the_slow_truth(monkeypatch, padded, image, output, tile, limit, classes):
+    monkeypatch.setattr(ops, "tile_elements", lambda device: tile)
     torch.manual_seed(0)
     class_logits = 2 * torch.randn(9, 6, dtype=torch.float64)
     mask_logits = 3 * torch.randn(9, padded[0] // 4, padded[1] // 4, dtype=torch.float64)
     mask_logits[4] = -1.0  # empty at any size
     arguments = (class_logits, mask_logits, padded, image, output)
-    result = instances(*arguments, limit=limit, classes=classes)
+    result = instances(ImagePrediction(*arguments), limit=limit, classes=classes)
     expected = slow(*arguments, limit, classes)
     assert len(result) == len(expected) and result.image_size == output
     for i, (score, category, mask) in enumerate(expected):

@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from fasegr.modeling import ops
+from fasegr.modeling.meta_arch.image_prediction import ImagePrediction
 from fasegr.modeling.meta_arch.panoptic_inference import panoptic_segments
-from fasegr.modeling.ops import resized_rows as strips
 
 THINGS = {0, 1, 2}
 
@@ -40,10 +41,10 @@ def slow(class_logits, mask_logits, padded, image, output, score_threshold, over
     ("padded", "image", "output"),
     [((64, 96), (64, 96), (64, 96)), ((64, 96), (50, 81), (123, 77)), ((64, 96), (50, 81), (9, 100))],
 )
-@pytest.mark.parametrize("strip", [1, 3000, 10**9])
+@pytest.mark.parametrize("tile", [1, 3000, 10**9])
 @pytest.mark.parametrize("thresholds", [(0.0, 0.0), (0.4, 0.3), (0.4, 0.6), (0.99, 0.0)])
-def test_equals_the_slow_truth(monkeypatch, padded, image, output, strip, thresholds):
-    monkeypatch.setattr(strips, "STRIP_ELEMENTS", {"cpu": strip})
+def test_equals_the_slow_truth(monkeypatch, padded, image, output, tile, thresholds):
+    monkeypatch.setattr(ops, "tile_elements", lambda device: tile)
     torch.manual_seed(2)
     class_logits = 2 * torch.randn(20, 6, dtype=torch.float64)
     blobs = 4 * torch.randn(20, 4, 6, dtype=torch.float64) - 3
@@ -51,7 +52,7 @@ def test_equals_the_slow_truth(monkeypatch, padded, image, output, strip, thresh
     arguments = (class_logits, mask_logits, padded, image, output)
     expected, segments = slow(*arguments, *thresholds)
     result = panoptic_segments(
-        *arguments, things=THINGS, score_threshold=thresholds[0], overlap_threshold=thresholds[1]
+        ImagePrediction(*arguments), things=THINGS, score_threshold=thresholds[0], overlap_threshold=thresholds[1]
     )
     assert result.segment_ids.dtype == torch.int32
     assert torch.equal(result.segment_ids, expected)
@@ -69,7 +70,7 @@ def test_stuff_of_one_class_is_one_segment():
     logits[:, 4] = 20.0
     size = (32, 32)
     result = panoptic_segments(
-        logits, masks, size, size, size, things=THINGS, score_threshold=0.8, overlap_threshold=0.8
+        ImagePrediction(logits, masks, size, size, size), things=THINGS, score_threshold=0.8, overlap_threshold=0.8
     )
     assert result.segments == [{"id": 1, "category_id": 4, "isthing": False}]
     assert result.segment_ids[0].unique().tolist() == [0, 1] and result.segment_ids[0, [0, 31]].tolist() == [1, 1]
@@ -78,7 +79,7 @@ def test_stuff_of_one_class_is_one_segment():
 def test_nothing_found():
     size = (32, 32)
     ids, segments = panoptic_segments(
-        torch.zeros(3, 6), torch.zeros(3, 8, 8), size, size, (20, 10),
+        ImagePrediction(torch.zeros(3, 6), torch.zeros(3, 8, 8), size, size, (20, 10)),
         things=THINGS, score_threshold=0.8, overlap_threshold=0.8,
     )  # fmt: skip
     assert segments == [] and ids.shape == (20, 10) and not ids.any()

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 import fasegr
-from fasegr.analysis.operations import operations as analysis
+from fasegr.analysis.flops import count_cost
 from fasegr.d2 import MetadataCatalog
 
 CONFIG = Path(__file__).parents[3] / "configs/quickstart/faseg_scenes.yaml"
@@ -98,9 +98,9 @@ def test_segments_and_instances():
     model = build(*options, "TEST.DETECTIONS_PER_IMAGE", 40).eval()
     with torch.no_grad():
         (result,) = model([samples()[0] | {"height": 31, "width": 200}])
-        (plain,) = model.score_strips([samples()[0] | {"height": 31, "width": 200}])
+        (plain,) = model.score_tiles([samples()[0] | {"height": 31, "width": 200}])
     assert set(result) == {"sem_seg", "panoptic_seg", "instances"}
-    assert torch.equal(result["sem_seg"], torch.cat([strip for _, strip in plain], 1))
+    assert torch.equal(result["sem_seg"], torch.cat([tile for _, tile in plain], 1))
     ids, segments = result["panoptic_seg"]
     assert ids.shape == (31, 200) and set(ids.unique().tolist()) - {0} == {s["id"] for s in segments}
     assert all(s["isthing"] == (s["category_id"] in (0, 1, 2, 4)) for s in segments)
@@ -179,8 +179,12 @@ def test_variants_train_and_are_counted(variant):
         assert [n for n, p in model.named_parameters() if p.grad is None] == []
         assert all(p.grad.isfinite().all() for p in model.parameters())
     levels = 3 if variant.get("HIGH_RES.ATTENTION") == "none" or variant.get("HIGH_RES.LEVELS") == [8] else 4
-    assert len(model.sem_seg_head.pixel_decoder.levels) == len(model.sem_seg_head.predictor.reads) == levels
-    cost = analysis.count(model, (64, 96))
+    assert (
+        len(model.sem_seg_head.pixel_decoder.levels)
+        == model.sem_seg_head.predictor.level_embed.num_embeddings
+        == levels
+    )
+    cost = count_cost(model, (64, 96))
     parts = {name: work for name, work in cost.multiply_adds.items() if name.startswith("sem_seg_head.predictor.")}
     assert parts["sem_seg_head.predictor.transformer_cross_attention_layers.2"] > 0
 

@@ -2,8 +2,21 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fasegr.modeling.meta_arch.semantic_inference import semantic_labels, semantic_scores
-from fasegr.modeling.ops import resized_rows as strips
+from fasegr.modeling import ops
+from fasegr.modeling.meta_arch.image_prediction import ImagePrediction
+from fasegr.modeling.meta_arch.semantic_inference import score_tiles, semantic_result
+
+
+def scores_of(*arguments, resize_masks=False):
+    prediction = ImagePrediction(*arguments)
+    return semantic_result(score_tiles(prediction, resize_masks=resize_masks), prediction.output_size, "scores")[
+        "sem_seg"
+    ]
+
+
+def labels_of(*arguments, resize_masks=False):
+    tiles = score_tiles(ImagePrediction(*arguments), resize_masks=resize_masks)
+    return semantic_result(tiles, arguments[-1], "labels")["sem_seg_labels"]
 
 
 def resize(x, size):
@@ -30,17 +43,17 @@ def slow(class_logits, mask_logits, padded, image, output, resize_masks=False):
         ((32, 64), (32, 64), (32, 31)),
     ],
 )
-@pytest.mark.parametrize("strip", [1, 3000, 10**9])
+@pytest.mark.parametrize("tile", [1, 3000, 10**9])
 @pytest.mark.parametrize("resize_masks", [False, True])
-def test_strips_equal_the_whole(monkeypatch, padded, image, output, strip, resize_masks):
+def test_tiles_equal_the_whole(monkeypatch, padded, image, output, tile, resize_masks):
     torch.manual_seed(0)
     class_logits = torch.randn(7, 6, dtype=torch.float64)
     mask_logits = 3 * torch.randn(7, padded[0] // 4, padded[1] // 4, dtype=torch.float64)
-    monkeypatch.setattr(strips, "STRIP_ELEMENTS", {"cpu": strip})
+    monkeypatch.setattr(ops, "tile_elements", lambda device: tile)
     arguments = (class_logits, mask_logits, padded, image, output)
     expected = slow(*arguments, resize_masks)
-    torch.testing.assert_close(semantic_scores(*arguments, resize_masks=resize_masks), expected)
-    labels = semantic_labels(*arguments, resize_masks=resize_masks)
+    torch.testing.assert_close(scores_of(*arguments, resize_masks=resize_masks), expected)
+    labels = labels_of(*arguments, resize_masks=resize_masks)
     assert labels.dtype == torch.uint8
     torch.testing.assert_close(labels.long(), expected.argmax(0))
 
@@ -48,7 +61,7 @@ def test_strips_equal_the_whole(monkeypatch, padded, image, output, strip, resiz
 def test_many_classes_do_not_overflow_the_label_type():
     class_logits = torch.zeros(1, 301)
     class_logits[0, 299] = 5.0
-    labels = semantic_labels(class_logits, torch.zeros(1, 8, 8), (32, 32), (32, 32), (32, 32))
+    labels = labels_of(class_logits, torch.zeros(1, 8, 8), (32, 32), (32, 32), (32, 32))
     assert labels.dtype == torch.int16
     assert (labels == 299).all()
 
@@ -56,6 +69,6 @@ def test_many_classes_do_not_overflow_the_label_type():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_summed_in_float32(dtype):
     class_logits, mask_logits = torch.randn(7, 6).to(dtype), torch.randn(7, 8, 8).to(dtype)
-    scores = semantic_scores(class_logits, mask_logits, (32, 32), (32, 32), (32, 32))
+    scores = scores_of(class_logits, mask_logits, (32, 32), (32, 32), (32, 32))
     assert scores.dtype == torch.float32
     torch.testing.assert_close(scores, slow(class_logits.float(), mask_logits.float(), (32, 32), (32, 32), (32, 32)))

@@ -12,10 +12,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fasegr.modeling.meta_arch import triton_semantic, triton_semantic_kernel
-from fasegr.modeling.ops import triton_deformable_attention as triton_deform_attn
-from fasegr.modeling.ops import triton_deformable_attention_kernels as triton_deform_kernels
-from fasegr.modeling.transformer_decoder import triton_cross_attention, triton_cross_attention_kernels
+from fasegr.modeling.ops import triton_deformable_attention, triton_deformable_attention_kernels
 
 TYPES = {
     torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float64: "*fp64",
@@ -51,13 +48,9 @@ class Compiled:
 
 
 def main(capability: int) -> None:
-    for module, names in (
-        (triton_deform_kernels, ("sample", "sample_backward", "sum_by_cell")),
-        (triton_semantic_kernel, ("semantic_map",)),
-        (triton_cross_attention_kernels, ("attend", "pool", "sum_over_queries")),
-    ):
-        for name in names:
-            setattr(module, name, Compiled(getattr(module, name), capability))
+    kernels = triton_deformable_attention_kernels
+    for name in ("sample", "sample_backward", "sum_by_cell"):
+        setattr(kernels, name, Compiled(getattr(kernels, name), capability))
 
     halves = (torch.float16, torch.bfloat16) if capability >= 80 else (torch.float16,)
     shapes = [(4, 4), (2, 2), (1, 1)]
@@ -66,28 +59,7 @@ def main(capability: int) -> None:
         x, y, weight = (torch.zeros(1, 5, 8, 3, 4, requires_grad=True) for _ in range(3))
         for deterministic in (False, True):
             torch.use_deterministic_algorithms(deterministic)
-            triton_deform_attn.sample_by_triton(value, shapes, x, y, weight).sum().backward()
-    if capability < 80:
-        return
-    for dtype, classes, output, labels in (
-        (torch.float16, 150, (32, 32), True),
-        (torch.float32, 19, (40, 24), False),
-        (torch.bfloat16, triton_semantic.MAX_CLASSES, (40, 24), True),
-    ):
-        class_logits, mask_logits = torch.zeros(100, classes + 1), torch.zeros(100, 8, 8, dtype=dtype)
-        triton_semantic.semantic_map(class_logits, mask_logits, (32, 32), (32, 32), output, labels=labels)
-    for dtype, heads, dim, masked in (
-        (torch.float16, 8, 32, True),
-        (torch.float32, 8, 32, True),
-        (torch.bfloat16, 2, 128, False),
-        (torch.float32, 2, 100, True),
-    ):
-        q, k, v = (torch.zeros(1, heads, n, dim, dtype=dtype) for n in (100, 2048, 2048))
-        hidden = torch.zeros(1, 1, 100, 2048, dtype=torch.bool) if masked else None
-        _, attention = triton_cross_attention.attend_by_triton(q, k, v, hidden)
-        attention.sum_over_queries()
-        attention.pool(torch.zeros(1, 2048, heads * dim, dtype=dtype))
-        attention.pool(torch.zeros(1, heads * dim, 2048).transpose(1, 2))  # half weights, float32 positions
+            triton_deformable_attention.sample_by_triton(value, shapes, x, y, weight).sum().backward()
 
 
 if __name__ == "__main__":

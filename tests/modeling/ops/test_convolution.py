@@ -1,17 +1,15 @@
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from fasegr.modeling.ops import convolution, winograd
-from fasegr.modeling.ops import switches as fast_paths
-from fasegr.modeling.ops.convolution import conv2d, weight_gradient
+from fasegr.modeling.ops import switches
+from fasegr.modeling.ops.convolution import PATCH_ELEMENTS, conv2d, weight_gradient
 
 
 @pytest.fixture(autouse=True)
-def narrow_vectors(monkeypatch):
+def avx2_only(monkeypatch):
     """As on a processor without AVX-512."""
-    monkeypatch.setattr(convolution, "NARROW_VECTORS", True)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
 
 
 CASES = [  # images, channels in and out, map, kernel, stride, padding
@@ -19,7 +17,7 @@ CASES = [  # images, channels in and out, map, kernel, stride, padding
     (1, 3, 8, (17, 19), (7, 7), (2, 2), (3, 3)),
     (2, 5, 6, (9, 8), (3, 3), (2, 1), (1, 0)),
     (1, 4, 2, (8, 8), (3, 5), (1, 1), (0, 2)),
-    (2, 128, 129, (64, 64), (3, 3), (1, 1), (1, 1)),  # by Winograd's algorithm
+    (2, 64, 65, (96, 64), (3, 3), (1, 1), (1, 1)),  # patches of several blocks
 ]
 
 
@@ -50,58 +48,37 @@ def test_only_the_gradients_asked_for(trained):
     torch.testing.assert_close(*grads)
 
 
-@pytest.mark.parametrize(("channels", "size"), [(2, 4), (128, 64)])
-def test_an_activation_may_change_the_result_in_place(channels, size):
-    x, weight = torch.randn(1, channels, size, size), torch.randn(channels, channels, 3, 3, requires_grad=True)
+def test_an_activation_may_change_the_result_in_place():
+    x, weight = torch.randn(1, 2, 4, 4), torch.randn(2, 2, 3, 3, requires_grad=True)
     F.relu_(conv2d(x, weight, None, (1, 1), (1, 1))).sum().backward()
     assert weight.grad.isfinite().all()
 
 
-def test_patches_of_several_blocks(monkeypatch):
-    monkeypatch.setattr(convolution, "PATCH_ELEMENTS", 100)
+def test_the_largest_case_needs_several_blocks():
+    _, inner, _, (height, width), (rows, columns), *_ = CASES[-1]
+    assert height * width * rows * columns * inner > PATCH_ELEMENTS
+
+
+def test_weight_gradient():
     x, grad = torch.randn(2, 3, 7, 6, dtype=torch.float64), torch.randn(2, 4, 7, 6, dtype=torch.float64)
     weight = torch.zeros(4, 3, 3, 3, dtype=torch.float64, requires_grad=True)
     (expected,) = torch.autograd.grad(F.conv2d(x, weight, padding=1), weight, grad)
     torch.testing.assert_close(weight_gradient(grad, x, (3, 3), (1, 1), (1, 1)), expected)
 
 
-def test_where_the_plain_form_is_taken(monkeypatch):
-    used = []
-    monkeypatch.setattr(convolution, "_forward", lambda *args: used.append("forward"))
-    monkeypatch.setattr(convolution._Convolution, "apply", lambda *args: used.append("function"))
-    x, weight = torch.zeros(1, 2, 4, 4), torch.zeros(2, 2, 3, 3, requires_grad=True)
-
-    def taken(x, weight):
-        used.clear()
-        conv2d(x, weight, None, (1, 1), (1, 1))
-        return used[0] if used else "plain"
-
-    assert taken(x, weight) == "function"
-    assert taken(x, weight.detach()) == "forward"
-    with torch.no_grad():
-        assert taken(x, weight) == "forward"
-    with fast_paths.off("patch_products"):
-        assert taken(x, weight) == "plain"
-    assert taken(x.clone().requires_grad_(), weight.detach()) == "function"
-    assert taken(x, torch.zeros(2, 2, 1, 1)) == "plain"
-    assert taken(x.bfloat16(), weight.bfloat16()) == "plain"
-    with torch.autocast("cpu", torch.bfloat16):
-        assert taken(x, weight) == "plain"
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        assert taken(torch.zeros(1, 2, 4, 4), weight.detach()) == "plain"
-    monkeypatch.setattr(convolution, "NARROW_VECTORS", False)
-    assert taken(x, weight) == "plain"
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_decides_the_type(dtype):
+    x, weight = torch.randn(1, 2, 5, 5), torch.randn(3, 2, 3, 3, requires_grad=True)
+    with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
+        out = conv2d(x, weight, None, (1, 1), (1, 1))
+    out.sum().backward()
+    assert out.dtype == dtype and weight.grad.dtype == torch.float32
 
 
-def test_winograd_has_a_switch(monkeypatch):
-    used = []
-    original = winograd.conv3x3
-    monkeypatch.setattr(winograd, "conv3x3", lambda *args: used.append(args) or original(*args))
-    x, weight = torch.randn(1, 128, 64, 64), torch.randn(128, 128, 3, 3)
-    with fast_paths.off("winograd"):
-        plain = conv2d(x, weight, None, (1, 1), (1, 1))
-    assert not used
-    torch.testing.assert_close(conv2d(x, weight, None, (1, 1), (1, 1)), plain, rtol=1e-3, atol=1e-2)
-    assert len(used) == 1
-    conv2d(x, weight, None, (2, 2), (1, 1))
-    assert len(used) == 1
+def test_the_switch_changes_no_result():
+    x, weight = torch.randn(1, 2, 5, 5), torch.randn(3, 2, 3, 3, requires_grad=True)
+    grads = []
+    for names in (["patch_products"], ["embedding_bag"]):
+        with switches.off(*names):
+            grads += torch.autograd.grad(conv2d(x, weight, None, (1, 1), (1, 1)).sin().sum(), weight)
+    torch.testing.assert_close(*grads)

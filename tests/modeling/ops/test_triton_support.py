@@ -10,8 +10,7 @@ import torch
 from fasegr.modeling.ops import triton_support
 from fasegr.modeling.ops.triton_support import has_triton
 
-ROOT = Path(__file__).parents[2]
-TENSOR_CORES = {"semantic_map", "attend", "pool", "sum_over_queries"}  # these use TF32
+ROOT = Path(__file__).parents[3]
 SHARED_MEMORY = 64 * 1024  # what a block has on every GPU since compute capability 7.5
 
 
@@ -29,8 +28,7 @@ def test_kernels_compile_for_a_gpu_that_is_not_there(tmp_path, capability):
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     compiled = [line.split() for line in done.stdout.splitlines()]
-    names = {"sample", "sample_backward", "sum_by_cell"} | (TENSOR_CORES if capability >= 80 else set())
-    assert {name for name, _ in compiled} == names
+    assert {name for name, _ in compiled} == {"sample", "sample_backward", "sum_by_cell"}
     assert max(int(shared) for _, shared in compiled) <= SHARED_MEMORY
 
 

@@ -206,7 +206,7 @@ CASES = {
 
 
 def maps_for(net):
-    return maps(len(net.reads))
+    return maps(net.level_embed.num_embeddings)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -235,7 +235,7 @@ def test_every_parameter_gets_a_gradient(case):
 @pytest.mark.parametrize("coarsest", [(1, 1), (1, 3)])
 def test_small_images(case, coarsest):
     net = decoder(**CASES[case][0])
-    sizes = [(coarsest[0] * 2**i, coarsest[1] * 2**i) for i in range(len(net.reads))]
+    sizes = [(coarsest[0] * 2**i, coarsest[1] * 2**i) for i in range(net.level_embed.num_embeddings)]
     features, positions = ([torch.randn(2, DIM, *size, dtype=torch.float64) for size in sizes] for _ in range(2))
     fine = (coarsest[0] * 8, coarsest[1] * 8)
     inputs = PixelDecoderOutput(torch.randn(2, 8, *fine, dtype=torch.float64), features, positions)
@@ -272,18 +272,28 @@ def test_compiles_without_graph_breaks(changes):
         torch.testing.assert_close(compiled, net(inputs))
 
 
-def test_attention_is_kept_only_where_it_is_read():
-    kept = [layer.keeps_attention for layer in decoder().transformer_cross_attention_layers]
-    assert kept == [True, True, True, False, True, False]  # not in HRCA's layer, not in the last
-    kept = [layer.keeps_attention for layer in decoder(positional_query="learnable").transformer_cross_attention_layers]
-    assert kept == [True, False, False, False, False, False]  # HRCA's choice alone reads it
-    for query in ("grid_anchor", "dynamic_anchor", "dynamic_foreground"):
-        net = decoder(positional_query=query)
-        assert [layer.keeps_attention for layer in net.transformer_cross_attention_layers[:3]] == [True, False, False]
-    kept = [layer.keeps_attention for layer in decoder(high_res_levels=[8]).transformer_cross_attention_layers]
-    assert kept == [True, True, False, True, True, False]
-    mask2former = decoder(positional_query="learnable", high_res_attention="none")
-    assert not any(layer.keeps_attention for layer in mask2former.transformer_cross_attention_layers)
+@pytest.mark.parametrize(
+    ("changes", "formed"),
+    [
+        ({}, [0, 1, 2, 4]),  # not in HRCA's layer, which hands out none, and not in the last
+        ({"positional_query": "learnable"}, [0]),  # only HRCA's choice reads it; the round of layer 4 has no such layer
+        ({"positional_query": "learnable", "high_res_attention": "random"}, []),
+        ({"positional_query": "grid_anchor"}, [0]),
+        ({"positional_query": "dynamic_anchor"}, [0]),
+        ({"positional_query": "dynamic_foreground"}, [0]),
+        ({"high_res_levels": [8]}, [0, 1, 3, 4]),
+        ({"positional_query": "learnable", "high_res_attention": "none"}, []),
+    ],
+)
+def test_attention_is_formed_only_where_it_is_read(changes, formed):
+    net = decoder(**changes)
+    found = []
+    for i, layer in enumerate(net.transformer_cross_attention_layers):
+        layer.register_forward_hook(
+            lambda module, arguments, output, i=i: found.extend([i] if output.attention is not None else [])
+        )
+    net(maps_for(net))
+    assert found == formed
 
 
 @pytest.mark.parametrize("levels", [[4], [8], [4, 8]])
@@ -308,13 +318,13 @@ def test_projection_where_channels_differ():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"positional_query": "psychic"}, "POSITIONAL_QUERY is 'psychic'"),
-        ({"high_res_attention": "psychic"}, "ATTENTION is 'psychic'"),
-        ({"high_res_query": "psychic"}, "QUERY is 'psychic'"),
-        ({"high_res_levels": [16]}, r"LEVELS is \[16\]; choose \[4\], \[8\] or \[4, 8\]"),
-        ({"mask_threshold": 1.5}, r"MASK_THRESHOLD is 1\.5"),
-        ({"omega": 0}, "OMEGA is 0"),
-        ({"num_layers": 0}, "DEC_LAYERS is 1"),
+        ({"positional_query": "psychic"}, "positional_query is 'psychic'"),
+        ({"high_res_attention": "psychic"}, "high_res_attention is 'psychic'"),
+        ({"high_res_query": "psychic"}, "high_res_query is 'psychic'"),
+        ({"high_res_levels": [16]}, r"high_res_levels is \[16\]; choose \[4\], \[8\] or \[4, 8\]"),
+        ({"mask_threshold": 1.5}, r"mask_threshold is 1\.5"),
+        ({"omega": 0}, "omega is 0"),
+        ({"num_layers": 0}, "num_layers is 0"),
     ],
 )
 def test_bad_arguments(changes, message):

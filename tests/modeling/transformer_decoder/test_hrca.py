@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fasegr.modeling.transformer_decoder.attention import AttentionWeights
+from fasegr.modeling.transformer_decoder.attention import CrossAttentionContext
+from fasegr.modeling.transformer_decoder.feature_levels import FeatureLevel
 from fasegr.modeling.transformer_decoder.hrca import (
     AllPixels,
     RandomWindows,
@@ -10,6 +11,15 @@ from fasegr.modeling.transformer_decoder.hrca import (
     TopWindows,
     build_selection,
 )
+
+
+def context(attention, coarse, fine, images=None):
+    """What a selection looks at: the attention, and the sizes of both levels."""
+    images = len(attention) if images is None else images
+    memory = torch.zeros(images, fine[0] * fine[1], 1)
+    queries = torch.zeros(images, 1, 1)
+    level = FeatureLevel(memory, memory, fine)
+    return CrossAttentionContext(level, queries, queries, None, attention, coarse, False)
 
 
 def windows_by_unfolding(attention, low, high, omega):
@@ -28,38 +38,36 @@ def test_windows_equal_the_released_selection(low, omega, factor):
     torch.manual_seed(0)
     attention = torch.rand(3, 7, low[0] * low[1])
     high = (low[0] * factor[0], low[1] * factor[1])
-    pixels = TopWindows(omega).pixels(AttentionWeights(attention), low, high)
+    pixels = TopWindows(omega)(context(attention, low, high))
     expected = windows_by_unfolding(attention, low, high, omega)
     assert torch.equal(pixels.sort(-1).values, expected.sort(-1).values)
 
 
 def test_at_least_one_cell_on_small_images():
     attention = torch.rand(2, 3, 4)
-    assert TopWindows(32).pixels(AttentionWeights(attention), (2, 2), (16, 16)).shape == (2, 64)
-    assert TopPixels(10**6).pixels(AttentionWeights(attention), (2, 2), (16, 16)).shape == (2, 1)
+    assert TopWindows(32)(context(attention, (2, 2), (16, 16))).shape == (2, 64)
+    assert TopPixels(10**6)(context(attention, (2, 2), (16, 16))).shape == (2, 1)
 
 
 def test_pixels_of_the_upsampled_attention():
     torch.manual_seed(0)
     attention = torch.rand(2, 3, 20)
-    pixels = TopPixels(16).pixels(AttentionWeights(attention), (4, 5), (32, 40))
+    pixels = TopPixels(16)(context(attention, (4, 5), (32, 40)))
     upsampled = F.interpolate(attention.sum(1).view(2, 1, 4, 5), size=(32, 40), mode="bilinear").flatten(1)
     assert pixels.shape == (2, 80)
     expected = upsampled.sort(-1, descending=True).values[:, :80]
     torch.testing.assert_close(upsampled.gather(1, pixels).sort(-1, descending=True).values, expected)
 
 
-def test_random_windows_are_as_many_and_ignore_attention():
+def test_random_windows_are_as_many_and_need_no_attention():
     torch.manual_seed(0)
-    attention = torch.zeros(50, 2, 16)
-    attention[..., 0] = 1.0
-    pixels = RandomWindows(8).pixels(AttentionWeights(attention), (4, 4), (8, 8))
+    pixels = RandomWindows(8)(context(None, (4, 4), (8, 8), images=50))
     assert pixels.shape == (50, 8)
     assert len(pixels.unique()) == 64  # every window is drawn for some image
 
 
 def test_vanilla_takes_all():
-    assert AllPixels().pixels(None, (4, 4), (8, 8)) is None
+    assert AllPixels()(context(None, (4, 4), (8, 8), images=1)) is None
 
 
 @pytest.mark.parametrize(
@@ -76,16 +84,16 @@ def test_selection_by_name(arguments, kind):
 
 
 def test_selection_that_makes_no_sense():
-    with pytest.raises(ValueError, match="ATTENTION is 'hrca' with SELECTION 'sky'; choose hrca"):
+    with pytest.raises(ValueError, match="high_res_attention is 'hrca' with the selection 'sky'; choose hrca"):
         build_selection("hrca", "sky", 32)
 
 
 def test_maps_that_do_not_fit():
     with pytest.raises(ValueError, match=r"\(9, 8\) is no whole multiple of the coarsest one \(4, 4\)"):
-        TopWindows(4).pixels(AttentionWeights(torch.rand(1, 1, 16)), (4, 4), (9, 8))
+        TopWindows(4)(context(torch.rand(1, 1, 16), (4, 4), (9, 8)))
 
 
 @pytest.mark.parametrize("omega", [0, -3])
 def test_omega_must_be_positive(omega):
-    with pytest.raises(ValueError, match=f"OMEGA is {omega}; it must be an int >= 1"):
+    with pytest.raises(ValueError, match=f"omega is {omega}; it must be an int >= 1"):
         TopWindows(omega)

@@ -99,7 +99,7 @@ def test_key_position_by_name(name, kind):
 
 
 def test_unknown_key_position():
-    with pytest.raises(ValueError, match="KEY_POSITION is 'psychic'; choose conditional"):
+    with pytest.raises(ValueError, match="key_position is 'psychic'; choose conditional"):
         build_key_position("psychic", 8, 4)
 
 

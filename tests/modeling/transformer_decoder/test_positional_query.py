@@ -6,15 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from fasegr.modeling.transformer_decoder.attention import AttentionWeights
-from fasegr.modeling.transformer_decoder.feature_levels import Level
+from fasegr.modeling.transformer_decoder.feature_levels import FeatureLevel
 from fasegr.modeling.transformer_decoder.positional_query import (
     ConstantQuery,
     DynamicAnchorQuery,
     DynamicFocusAwareQuery,
     DynamicForegroundQuery,
     GridAnchors,
-    Seen,
+    PositionalQueryContext,
 )
 
 BATCH, QUERIES, DIM = 2, 4, 8
@@ -35,18 +34,18 @@ def h():
 def level(size):
     n = size[0] * size[1]
     tokens, key_pos = torch.randn(2, BATCH, n, DIM, dtype=torch.float64)
-    return Level(tokens, key_pos, size)
+    return FeatureLevel(tokens, key_pos, size)
 
 
 def inputs():
-    """B and what was seen; one query's mask is empty, another's is everything."""
+    """B and what was context; one query's mask is empty, another's is everything."""
     torch.manual_seed(1)
     base = torch.randn(BATCH, QUERIES, DIM, dtype=torch.float64)
     attended, upcoming = level(ATTENDED), level(UPCOMING)
     attention = torch.rand(BATCH, QUERIES, 10, dtype=torch.float64).softmax(-1)
     logits = torch.randn(BATCH, QUERIES, 12, dtype=torch.float64)
     logits[0, 1], logits[1, 2] = -9.0, 9.0
-    return base, Seen(AttentionWeights(attention), attended, logits, upcoming)
+    return base, PositionalQueryContext(attention, attended, logits, upcoming)
 
 
 def code(y, x):
@@ -61,65 +60,65 @@ def code(y, x):
 
 
 def test_dfpq_is_the_outer_product_summed_over_keys():
-    base, seen = inputs()
+    base, context = inputs()
     project = h()
-    expected = project((seen.attention.weights.unsqueeze(-1) * seen.attended.key_pos.unsqueeze(1)).sum(2) + base)
+    expected = project((context.attention.unsqueeze(-1) * context.level.key_pos.unsqueeze(1)).sum(2) + base)
     query = DynamicFocusAwareQuery(project, region="background")
-    torch.testing.assert_close(query.renew(torch.zeros_like(base), base, seen), expected)
+    torch.testing.assert_close(query.update(torch.zeros_like(base), base, context), expected)
 
 
 def test_dfpq_stays_after_a_layer_without_attention():
-    base, seen = inputs()
+    base, context = inputs()
     in_force = torch.randn_like(base)
     query = DynamicFocusAwareQuery(h(), region="background")
-    assert query.renew(in_force, base, seen._replace(attention=None)) is in_force
+    assert query.update(in_force, base, context._replace(attention=None)) is in_force
 
 
 @pytest.mark.parametrize("region", ["background", "foreground"])
 def test_first_query_of_dfpq_pools_over_its_region(region):
-    base, seen = inputs()
-    probability = seen.mask_logits.sigmoid()
+    base, context = inputs()
+    probability = context.mask_logits.sigmoid()
     inside = probability < 0.5 if region == "background" else probability >= 0.5
     expected = torch.zeros_like(base)
     for b in range(BATCH):
         for q in range(QUERIES):
-            expected[b, q] = seen.upcoming.key_pos[b][inside[b, q]].sum(0) / (inside[b, q].sum() + 1e-6)
+            expected[b, q] = context.next_level.key_pos[b][inside[b, q]].sum(0) / (inside[b, q].sum() + 1e-6)
     project = h()
     query = DynamicFocusAwareQuery(project, region=region)
-    torch.testing.assert_close(query.first(base, seen), project(expected + base))
+    torch.testing.assert_close(query.first(base, context), project(expected + base))
 
 
-@pytest.mark.parametrize("method", ["first", "renew"])
+@pytest.mark.parametrize("method", ["first", "update"])
 def test_dynamic_foreground_pools_over_the_newest_mask(method):
-    base, seen = inputs()
+    base, context = inputs()
     expected = torch.zeros_like(base)
     for b in range(BATCH):
         for q in range(QUERIES):
-            pixels = [p for p in range(12) if seen.mask_logits[b, q, p] >= 0]
+            pixels = [p for p in range(12) if context.mask_logits[b, q, p] >= 0]
             if pixels:
-                expected[b, q] = seen.upcoming.key_pos[b, pixels].mean(0)
+                expected[b, q] = context.next_level.key_pos[b, pixels].mean(0)
     project = h()
     query = DynamicForegroundQuery(project)
-    made = query.first(base, seen) if method == "first" else query.renew(torch.zeros_like(base), base, seen)
+    made = query.first(base, context) if method == "first" else query.update(torch.zeros_like(base), base, context)
     torch.testing.assert_close(made, project(expected + base), atol=1e-5, rtol=1e-5)  # divides by count + 1e-6
     torch.testing.assert_close(made[0, 1], project(base[0, 1]))  # its mask is empty
 
 
-@pytest.mark.parametrize("method", ["first", "renew"])
+@pytest.mark.parametrize("method", ["first", "update"])
 def test_dynamic_anchor_is_the_code_of_the_centre_of_the_newest_mask(method):
-    base, seen = inputs()
+    base, context = inputs()
     rows, columns = UPCOMING
     expected = torch.zeros_like(base)
     for b in range(BATCH):
         for q in range(QUERIES):
-            pixels = [(p // columns, p % columns) for p in range(rows * columns) if seen.mask_logits[b, q, p] >= 0]
+            pixels = [(p // columns, p % columns) for p in range(rows * columns) if context.mask_logits[b, q, p] >= 0]
             if pixels:
                 y = sum((y + 0.5) / rows for y, _ in pixels) / len(pixels)
                 x = sum((x + 0.5) / columns for _, x in pixels) / len(pixels)
                 expected[b, q] = code(y, x)
     project = h()
     query = DynamicAnchorQuery(project)
-    made = query.first(base, seen) if method == "first" else query.renew(torch.zeros_like(base), base, seen)
+    made = query.first(base, context) if method == "first" else query.update(torch.zeros_like(base), base, context)
     torch.testing.assert_close(made, project(expected + base))
     torch.testing.assert_close(made[0, 1], project(base[0, 1]))  # its mask is empty
     torch.testing.assert_close(made[1, 2], project(code(0.5, 0.5) + base[1, 2]))  # its mask is the image
@@ -131,48 +130,49 @@ def test_an_anchor_is_the_same_on_every_level():
     fine = coarse.repeat_interleave(2, 2).repeat_interleave(2, 3)
     base, query = torch.randn(BATCH, QUERIES, DIM, dtype=torch.float64), DynamicAnchorQuery(h())
     made = [
-        query.first(base, Seen(None, None, masks.flatten(2), level(tuple(masks.shape[2:])))) for masks in (coarse, fine)
+        query.first(base, PositionalQueryContext(None, None, masks.flatten(2), level(tuple(masks.shape[2:]))))
+        for masks in (coarse, fine)
     ]
     torch.testing.assert_close(*made)
 
 
 @pytest.mark.parametrize("query", [DynamicAnchorQuery, DynamicForegroundQuery])
 def test_queries_of_masks_stay_where_no_mask_was_made(query):
-    base, seen = inputs()
+    base, context = inputs()
     in_force = torch.randn_like(base)
-    assert query(h()).renew(in_force, base, seen._replace(mask_logits=None)) is in_force
+    assert query(h()).update(in_force, base, context._replace(mask_logits=None)) is in_force
 
 
 def test_half_precision_stands_many_pixels():
     size = (256, 320)
     logits = torch.ones(1, 1, size[0] * size[1], dtype=torch.float16)
     key_pos = torch.full((1, size[0] * size[1], DIM), 3.0, dtype=torch.float16)
-    seen = Seen(None, None, logits, Level(key_pos, key_pos, size))
+    context = PositionalQueryContext(None, None, logits, FeatureLevel(key_pos, key_pos, size))
     base = torch.zeros(1, 1, DIM, dtype=torch.float16)
-    torch.testing.assert_close(DynamicForegroundQuery(nn.Identity()).first(base, seen), base + 3, atol=0.02, rtol=0)
-    anchor = DynamicAnchorQuery(nn.Identity()).first(base, seen)
+    torch.testing.assert_close(DynamicForegroundQuery(nn.Identity()).first(base, context), base + 3, atol=0.02, rtol=0)
+    anchor = DynamicAnchorQuery(nn.Identity()).first(base, context)
     torch.testing.assert_close(anchor[0, 0].double(), code(0.5, 0.5), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_gradients(name):
-    base, seen = inputs()
+    base, context = inputs()
 
     def both(base, weights, attended, upcoming):
         query = ALL[name](project)
-        what = Seen(AttentionWeights(weights), seen.attended._replace(key_pos=attended), seen.mask_logits,
-                    seen.upcoming._replace(key_pos=upcoming))  # fmt: skip
-        return query.first(base, what), query.renew(base, base, what)
+        what = PositionalQueryContext(weights, context.level._replace(key_pos=attended), context.mask_logits,
+                    context.next_level._replace(key_pos=upcoming))  # fmt: skip
+        return query.first(base, what), query.update(base, base, what)
 
     project = h()
-    arguments = (base, seen.attention.weights, seen.attended.key_pos, seen.upcoming.key_pos)
+    arguments = (base, context.attention, context.level.key_pos, context.next_level.key_pos)
     assert torch.autograd.gradcheck(both, tuple(t.clone().requires_grad_() for t in arguments))
 
 
 def test_constant_query_is_the_base():
-    base, seen = inputs()
-    assert ConstantQuery().first(base, seen) is base
-    assert ConstantQuery().renew(torch.zeros_like(base), base, seen) is base
+    base, context = inputs()
+    assert ConstantQuery().first(base, context) is base
+    assert ConstantQuery().update(torch.zeros_like(base), base, context) is base
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fasegr.modeling.transformer_decoder.rcda import RowColumnAttention, RowColumnAttentionLayer
+from fasegr.modeling.transformer_decoder.attention import CrossAttentionContext
+from fasegr.modeling.transformer_decoder.feature_levels import FeatureLevel
+from fasegr.modeling.transformer_decoder.rcda import RowColumnAttention, RowColumnCrossAttention
 
 BATCH, QUERIES, DIM, HEADS = 2, 3, 8, 2
 
@@ -20,10 +22,17 @@ def inputs(height, width, queries=QUERIES):
 
 def layer():
     torch.manual_seed(0)
-    made = RowColumnAttentionLayer(DIM, HEADS).double()
+    made = RowColumnCrossAttention(DIM, HEADS, dynamic_query=True).double()
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return made
+
+
+def call(function, queries, query_pos, tokens, key_pos, **more):
+    """`function(queries, context)` of a layer; tokens, key_pos: (B, h, w, C)."""
+    level = FeatureLevel(tokens.flatten(1, 2), key_pos.flatten(1, 2), tuple(tokens.shape[1:3]))
+    context = CrossAttentionContext(level, query_pos, torch.zeros_like(query_pos), None, None, (1, 1), False)
+    return function(queries, context, **more)
 
 
 def slow(made, queries, query_pos, tokens, key_pos):
@@ -53,19 +62,19 @@ def slow(made, queries, query_pos, tokens, key_pos):
 def test_equals_a_weight_for_each_pixel(size):
     made, arguments = layer(), inputs(*size)
     expected, weights = slow(made, *arguments)
-    attended = made(*arguments)
+    attended = call(made, *arguments)
     torch.testing.assert_close(attended.queries, expected)
     assert attended.attention is None
-    torch.testing.assert_close(made.weights(*arguments), weights.flatten(2))
+    torch.testing.assert_close(call(made.attention_map, *arguments), weights.flatten(2))
 
 
 @pytest.mark.parametrize("size", [(2, 3), (3, 2)])
 def test_gradients(size):
     made = layer()
     arguments = tuple(t.clone().requires_grad_() for t in inputs(*size))
-    assert torch.autograd.gradcheck(lambda *args: made(*args).queries, arguments, fast_mode=True)
+    assert torch.autograd.gradcheck(lambda *args: call(made, *args).queries, arguments, fast_mode=True)
     parameters = tuple(made.parameters())
-    assert torch.autograd.gradcheck(lambda *_: made(*arguments).queries, parameters, fast_mode=True)
+    assert torch.autograd.gradcheck(lambda *_: call(made, *arguments).queries, parameters, fast_mode=True)
 
 
 class _Largest(TorchDispatchMode):
@@ -84,10 +93,10 @@ class _Largest(TorchDispatchMode):
 def test_no_tensor_has_queries_and_pixels(size):
     made, arguments = layer(), inputs(*size, queries=20)
     with _Largest() as largest:
-        made(*arguments)
+        call(made, *arguments)
     assert largest.elements == BATCH * size[0] * size[1] * DIM  # the values, less than queries x pixels
 
 
 def test_heads_must_divide_channels():
-    with pytest.raises(ValueError, match="3 heads do not divide the 8 channels"):
+    with pytest.raises(ValueError, match="num_heads is 3; it must divide the 8 channels"):
         RowColumnAttention(8, 3)

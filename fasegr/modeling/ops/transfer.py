@@ -1,0 +1,13 @@
+"""Copies from the host to a device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """`x` on `device`. A copy to a GPU is queued with its work, and the host does not wait for it."""
+    if device.type == "cuda" and x.device.type == "cpu":
+        x = x.pin_memory()  # what the copy needs; a training's data loader has done it already, then this costs nothing
+    return x.to(device, non_blocking=True)
