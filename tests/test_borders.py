@@ -36,9 +36,10 @@ def _imports(source: str, package: str) -> set[str]:
     """Dotted names of the modules that `source`, a module in `package`, imports anywhere but for type checkers."""
     found = set()
     tree = ast.parse(source)
-    for node in ast.walk(tree):
+    for node in [*ast.walk(tree)]:
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            node.body = []  # before the walk gets there
+            node.body = []
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

@@ -1,15 +1,15 @@
 """Figures of what a model's queries attend to, as in Figure 4 of the FASeg paper; docs/figures.md explains the panels.
 
-    record = predict_with_attention(predictor, image, width)
-    panels = attention_panels(record, target, best_query(record, target), colors)
-    attention_figure([("FASeg", panels)], entries).save("attention.png")
+record = predict_with_attention(predictor, image, width)
+panels = attention_panels(record, target, best_query(record, target), colors)
+attention_figure([("FASeg", panels)], entries).save("attention.png")
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fasegr.analysis.attention_maps import LayerAttention, record_attention
-from fasegr.inference.predictor import Predictor
 from fasegr.visualization.figure_layout import (
     BACKGROUND,
     MUTED_TEXT_COLOR,
@@ -31,6 +30,9 @@ from fasegr.visualization.figure_layout import (
     title_strip,
     with_margin,
 )
+
+if TYPE_CHECKING:
+    from fasegr.inference.predictor import Predictor  # which draws with this package
 
 __all__ = [
     "AttentionRecord",
