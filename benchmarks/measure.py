@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+
+from fasegr.utils.memory import current_memory, peak_memory, reset_peak_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 WHOLE = "whole"  # the name of the step itself
@@ -91,7 +92,7 @@ class Clock:
 class PeakMemory:
     """Most bytes in use at once in each part, above what was in use when the meter was made.
 
-    On a GPU what torch has allocated, on the CPU the memory of the process (Linux alone can tell).
+    On a GPU what torch has allocated, on the CPU the memory of the process (Linux only).
     """
 
     def __init__(self, device: torch.device):
@@ -99,22 +100,16 @@ class PeakMemory:
         gc.collect()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        self._before = self._peak_since_last(first=True)
+        self._before = current_memory(device)
+        self._peak_since_last()
         self._open: list[tuple[str, int]] = []
         self._peaks: dict[str, int] = defaultdict(int)
 
-    def _peak_since_last(self, first: bool = False) -> int:
-        """The highest level since the last call (now, for the first), and begin anew from now."""
-        if self._device.type == "cuda":
-            peak = torch.cuda.memory_allocated() if first else torch.cuda.max_memory_allocated()
-            torch.cuda.reset_peak_memory_stats()
-            return peak
-        status = Path("/proc/self/status")
-        if not status.exists():
-            raise RuntimeError("peak memory on a CPU is read from /proc/self/status, which only Linux has; --no-memory")
-        field = "VmRSS" if first else "VmHWM"
-        peak = 1024 * int(re.search(rf"{field}:\s+(\d+) kB", status.read_text())[1])
-        Path("/proc/self/clear_refs").write_text("5")  # "reset the peak resident set size"
+    def _peak_since_last(self) -> int:
+        """The peak since the last call."""
+        peak = peak_memory(self._device)
+        if not reset_peak_memory(self._device):
+            raise RuntimeError("peak memory of a part can be measured on a GPU or on Linux only; give --no-memory")
         return peak
 
     def _turn(self) -> None:

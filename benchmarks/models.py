@@ -30,7 +30,7 @@ from benchmarks.measure import (
 )
 from benchmarks.sides import BACKWARD, CRITERION, DECODER, OPTIMIZER, Ours, Side, autocast, images, labelled_images
 from fasegr.analysis.flops import FORMULAS
-from fasegr.modeling.ops import switches as fast_paths
+from fasegr.modeling.ops import switches
 
 SEMANTIC_OUTPUT, OTHER = "semantic output", "other"
 NUM_MASKS = 10  # of an image in training; ADE20K's have about nine classes
@@ -205,13 +205,13 @@ def _predictions(case: Case, side: Side, samples: list[dict]) -> tuple[dict, lis
 
 
 def _work(case: Case, side: Ours) -> dict[str, int]:
-    """Of our parts, in their plain forms: what the result needs, whatever the fast ones call."""
+    """Of our parts, in their plain forms: what the result needs, whatever the faster ones call."""
     step, boundaries = _step(case, side)
     counter = FlopCounterMode(display=False, custom_mapping=FORMULAS | _MORE_FORMULAS)
     trained = [p for p in side.model.parameters() if p.requires_grad and case.kind in ("inference", "labels")]
     for parameter in trained:  # the counter would hook itself into a backward pass
         parameter.requires_grad_(False)
-    with fast_paths.off(), torch.compiler.set_stance("force_eager"), counter:  # it sees operations, not compiled code
+    with switches.off(), torch.compiler.set_stance("force_eager"), counter:  # it sees operations, not compiled code
         work = read(step, boundaries, Work(counter.get_total_flops), side.methods)
     for parameter in trained:
         parameter.requires_grad_(True)

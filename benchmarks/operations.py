@@ -13,7 +13,7 @@ from benchmarks.case import OURS, PEER, Case
 from benchmarks.measure import Boundary, Clock, PeakMemory, read, take_turns, without_rest
 from benchmarks.sides import AMP, BACKWARD, Ours, autocast, images, labelled_images
 from fasegr.modeling.ops import deformable_attention
-from fasegr.modeling.ops import switches as fast_paths
+from fasegr.modeling.ops import switches
 
 FORWARD = "forward"
 _BACKWARD = Boundary(BACKWARD, torch.Tensor, "backward")
@@ -52,7 +52,7 @@ def _timed(case: Case, step: Callable[[], Any]) -> dict[str, float]:
 
 
 def agreement(case: dict[str, Any]) -> dict[str, float]:
-    """Deviations of the fast form from the plain one where it runs, in its dtype: of the result, of the gradients."""
+    """Deviations of the faster form from the plain one where it runs, in its dtype: of the result, of the gradients."""
     case = Case.of(case).prepare()
     if case.kind == "synchronisation":
         return {}
@@ -86,7 +86,7 @@ def _steps(case: Case) -> dict[str, Callable[[], list[Tensor]]]:
         return [result.detach(), *(tensor.grad for tensor in inputs)]
 
     def plain() -> list[Tensor]:
-        with fast_paths.off(*peers.plain_names(case.peer)):
+        with switches.off(*peers.plain_names(case.peer)):
             return step()
 
     return {OURS: step} | ({PEER: plain} if case.peer and peers.is_plain(case.peer) else {})

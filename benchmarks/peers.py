@@ -34,7 +34,7 @@ from benchmarks.sides import (
     network_parts,
     to_dtype,
 )
-from fasegr.modeling.ops import switches as fast_paths
+from fasegr.modeling.ops import switches
 
 HUGGING_FACE = "huggingface"
 PLAIN = "plain"
@@ -72,7 +72,7 @@ def is_plain(peer: str) -> bool:
 
 
 def plain_names(peer: str) -> tuple[str, ...]:
-    """The fast paths that "plain:NAME,NAME" turns off; none stands for all."""
+    """The faster forms that "plain:NAME,NAME" turns off; none stands for all."""
     return tuple(filter(None, peer.partition(":")[2].split(",")))
 
 
@@ -279,13 +279,13 @@ class HuggingFace:
 
 
 class PlainForms(Ours):
-    """This program with its fast paths turned off: all of them, or those that the name lists."""
+    """This program with its faster forms turned off: all of them, or those that the name lists."""
 
     commit = None
 
     def __init__(self, name: str, config: str, opts: Sequence[str], device: str, dtype: str):
         self._off = plain_names(name)
-        with fast_paths.off(*self._off):
+        with switches.off(*self._off):
             super().__init__(config, opts, device, dtype)
         self.name = name
 
@@ -293,18 +293,18 @@ class PlainForms(Ours):
         self.model.load_state_dict(state, strict=True)
 
     def infer(self, samples: list[dict], labels: bool) -> list[Tensor]:
-        with fast_paths.off(*self._off):
+        with switches.off(*self._off):
             return super().infer(samples, labels)
 
     def trainer(self, samples: list[dict], dtype: str) -> tuple[Callable[[], Any], list[Boundary]]:
         step, boundaries = super().trainer(samples, dtype)
 
         def plain_step() -> None:
-            with fast_paths.off(*self._off):
+            with switches.off(*self._off):
                 step()
 
         return plain_step, boundaries
 
     def loss(self, samples: list[dict]) -> dict[str, Tensor]:
-        with fast_paths.off(*self._off):
+        with switches.off(*self._off):
             return super().loss(samples)

@@ -68,7 +68,7 @@ def _to_compare(case: Case) -> dict[str, Any]:
     """What the answers of the two sides are compared with: of models something small, on the CPU."""
     if KINDS[case.kind] != "models":
         return dataclasses.asdict(case)
-    device = case.device if is_plain(case.peer) else "cpu"  # a device's fast paths are its own
+    device = case.device if is_plain(case.peer) else "cpu"  # a device has faster forms of its own
     return dataclasses.asdict(dataclasses.replace(case, size=AGREEMENT_SIZE, device=device, batch=1))
 
 

@@ -52,6 +52,17 @@ def data(base: Case) -> list[Case]:
     ]
 
 
+def forms(base: Case) -> list[Case]:
+    """Each faster form that a CPU uses, on and off: whole steps in which it is used, with the allocator of programs."""
+    model = dataclasses.replace(base, config=str(ADE20K / "faseg_r50.yaml"), allocator="tuned")
+    training = dataclasses.replace(model, kind="training", batch=2)
+    cases = [dataclasses.replace(model, kind="inference", peer="plain:embedding_bag")]
+    for name in ("embedding_bag", "patch_products", "sparse_mask_gradient", "point_table"):
+        case = dataclasses.replace(training, peer=f"plain:{name}")
+        cases += [dataclasses.replace(case, size=(256, 256)), case]
+    return cases
+
+
 def gpu(base: Case) -> list[Case]:
     """All that a GPU is asked, the most important first; less than ten minutes."""
     model = dataclasses.replace(base, config=str(ADE20K / "faseg_r50.yaml"), rounds=max(base.rounds, 10), warmup=3)
@@ -79,4 +90,10 @@ def gpu(base: Case) -> list[Case]:
     ]
 
 
-SUITES: dict[str, Callable[[Case], list[Case]]] = {"cpu": cpu, "sizes": sizes, "data": data, "gpu": gpu}
+SUITES: dict[str, Callable[[Case], list[Case]]] = {
+    "cpu": cpu,
+    "forms": forms,
+    "sizes": sizes,
+    "data": data,
+    "gpu": gpu,
+}

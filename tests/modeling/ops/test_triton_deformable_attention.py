@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fasegr.modeling.ops import deformable_attention as ms_deform_attn
-from fasegr.modeling.ops import switches as fast_paths
+from fasegr.modeling.ops import switches
 from fasegr.modeling.ops import triton_deformable_attention as triton_deform_attn
 from fasegr.modeling.ops.deformable_attention import deformable_attention, sample_by_grid
 from fasegr.modeling.ops.triton_deformable_attention import sample_by_triton, supports
@@ -158,7 +158,7 @@ def test_chosen_where_it_is_supported_and_not_turned_off(monkeypatch):
     monkeypatch.setattr(triton_deform_attn, "sample_by_triton", lambda *arguments: "kernel")
     monkeypatch.setattr(ms_deform_attn, "sample_by_grid", lambda *arguments: "grid")
     value, x, y, weight = case()
-    with fast_paths.off("embedding_bag"):
+    with switches.off("embedding_bag"):
         assert deformable_attention(value, SHAPES, x, y, weight) == "kernel"
-        with fast_paths.off("triton_deformable_attention"):
+        with switches.off("triton_deformable_attention"):
             assert deformable_attention(value, SHAPES, x, y, weight) == "grid"
