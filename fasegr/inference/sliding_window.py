@@ -119,9 +119,9 @@ def window_weights(length: int, size: int, overlap: float) -> tuple[list[int], T
 def resize_bands(
     bands: Iterable[Tensor], size: tuple[int, int], output: tuple[int, int]
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Strips of a map (C, *size) resized to `output`, bilinear; the map comes in bands (C, rows, width), in order."""
-    high = source_rows(slice(0, output[0]), size[0], output[0])[1]
-    first = done = 0  # row of the map that `kept` begins with; rows of the output that were handed on
+    """Tiles of rows of a map (C, *size) resized to `output`, bilinear; the map comes in bands (C, rows, width)."""
+    low, high, _ = source_rows(slice(0, output[0]), size[0], output[0])
+    first = done = 0  # row of the map that `kept` begins with; rows of the output that were passed on
     kept = None
     for band in bands:
         kept = band if kept is None else torch.cat([kept, band], 1)
@@ -131,7 +131,7 @@ def resize_bands(
             yield rows, resize_rows(lambda a, b: kept[:, a - first : b - first], rows, size, output)  # noqa: B023
         done = ready
         if done < output[0]:
-            needed = min(int(source_rows(slice(done, done + 1), size[0], output[0])[0]), first + kept.shape[1])
+            needed = min(int(low[done]), first + kept.shape[1])
             kept, first = kept[:, needed - first :], needed
 
 
