@@ -218,15 +218,6 @@ def test_registration(dataset, monkeypatch):
     assert meta.evaluator_type == "coco_panoptic_seg" and os.fspath(meta.panoptic_root) == str(root / "segments")
 
 
-def test_paths_follow_the_environment(monkeypatch, tmp_path):
-    path = DatasetPath("coco/a.json")
-    for folder in ("one", "two"):
-        monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / folder))
-        assert os.fspath(path) == str(path) == str(tmp_path / folder / "coco" / "a.json")
-    assert path == DatasetPath("coco/a.json")
-    assert os.fspath(DatasetPath(str(tmp_path / "b.json"))) == str(tmp_path / "b.json")
-
-
 def test_categories(tmp_path):
     """Of an annotation file, or alone."""
     entries = [{"id": c.id, "name": c.name, "isthing": int(c.is_thing), "color": list(c.colour)} for c in CATEGORIES]
