@@ -29,7 +29,7 @@ class LayerAttention(NamedTuple):
 
     layer: counted from 0. size: (h, w) of the level.
     attention: (B, Q, n) weights averaged over heads, which sum to one over n; 0 where the layer does not attend.
-    pixels: (B, k) those that omega selects, None where the layer reads the whole level.
+    pixels: (B, k) those that omega selects, None where the layer attends to the whole level.
     query_pos: (B, Q, C) positional queries that the layer attends with. key_pos: (B, n, C) of its level.
     positional: (B, Q, n) the weights that positional queries and key positions would give without content: those of the
     layer if queries and pixels were zero and no pixel were masked. Where it is high, Q_p points.

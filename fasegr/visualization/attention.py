@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import matplotlib
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
@@ -28,7 +28,6 @@ from fasegr.visualization.figure_layout import (
     concat,
     legend,
     title_strip,
-    with_margin,
 )
 
 if TYPE_CHECKING:
@@ -301,7 +300,7 @@ def attention_figure(
     figure, color_bar = concat(lines, gap), _color_bar(style)
     entries = [("target", TARGET_COLOR), *entries, ("no object", _NO_OBJECT_COLOR)]
     footer = concat([color_bar, legend(entries, figure.width - color_bar.width, style)], horizontal=True)
-    return with_margin(concat([figure, footer], gap), 2 * gap)
+    return ImageOps.expand(concat([figure, footer], gap), 2 * gap, BACKGROUND)
 
 
 def _with_title(panel: Panel, style: Style) -> Image.Image:

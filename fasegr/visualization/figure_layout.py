@@ -20,7 +20,6 @@ __all__ = [
     "resize_to_width",
     "title_strip",
     "with_caption",
-    "with_margin",
 ]
 
 TEXT_COLOR = (32, 36, 42)
@@ -119,10 +118,6 @@ def concat(images: Sequence[Image.Image], gap: int = 0, horizontal: bool = False
     return whole
 
 
-def with_margin(image: Image.Image, margin: int) -> Image.Image:
-    return ImageOps.expand(image, margin, BACKGROUND)
-
-
 def image_grid(
     rows: Sequence[Sequence[Image.Image]],
     titles: Sequence[str],
@@ -133,4 +128,4 @@ def image_grid(
     style, gap = Style.of(round(1.1 * cell_width)), max(2, cell_width // 80)
     header = [title_strip(title, cell_width, style) for title in titles]
     lines = [concat(images, gap, horizontal=True) for images in (header, *rows)]
-    return with_margin(concat([*lines, legend(entries, lines[0].width, style)], gap), 2 * gap)
+    return ImageOps.expand(concat([*lines, legend(entries, lines[0].width, style)], gap), 2 * gap, BACKGROUND)

@@ -15,6 +15,8 @@ from fasegr.visualization.overlays import Colors, ImageLike, as_colors, overlay
 
 __all__ = ["class_list", "draw_result", "drawn_kind", "object_table"]
 
+_MIN_SCORE = 0.5
+
 # How far the objects of a class are from its colour, in turn: towards white (positive) or black.
 _SHADES = (0, 0.4, -0.3, 0.2, -0.45, 0.6)
 
@@ -38,7 +40,7 @@ def draw_result(
     colors: Colors | None = None,
     *,
     alpha: float = 0.5,
-    min_score: float = 0.5,
+    min_score: float = _MIN_SCORE,
     legend: bool = True,
 ) -> Image.Image:
     """The image with a result painted over it, as `fasegr.visualization.overlays.overlay` does with label maps.
@@ -61,23 +63,17 @@ def object_table(
     *,
     titles: Sequence[str] = ("Image", "Truth", "Prediction"),
     cell_width: int = 480,
-    alpha: float = 0.5,
-    min_score: float = 0.5,
 ) -> Image.Image:
     """Rows of an image and its objects, drawn over it, in columns with titles, above a legend of their classes.
 
     rows: (image, result, ...) with panoptic segments or instances, one result for each title after the first.
-    alpha, min_score: of `draw_result`.
     """
     colors = as_colors(colors, len(class_names))
     cells, classes = [], set()
     for image, *results in rows:
-        drawn = [
-            draw_result(image, result, class_names, colors, alpha=alpha, min_score=min_score, legend=False)
-            for result in results
-        ]
+        drawn = [draw_result(image, result, class_names, colors, legend=False) for result in results]
         cells.append([resize_to_width(cell, cell_width) for cell in (Image.fromarray(np.asarray(image)), *drawn)])
-        classes.update(*(_objects(result, class_names, min_score)[1] for result in results))
+        classes.update(*(_objects(result, class_names, _MIN_SCORE)[1] for result in results))
     return image_grid(cells, titles, [(class_names[label], colors[label]) for label in sorted(classes)], cell_width)
 
 

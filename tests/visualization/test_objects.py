@@ -102,7 +102,7 @@ def test_scores_of_any_precision(dtype):
 
 def test_table_has_a_legend_of_what_is_drawn():
     result, other = found((0.9, 1, box(0, 400)), (0.2, 2, box(0, 10))), found((0.9, 0, box(0, 400)))
-    page = object_table([(grey(), result, other)], NAMES, COLORS, cell_width=200, alpha=1.0)
+    page = object_table([(grey(), result, other)], NAMES, COLORS, cell_width=200)
     pixels = np.asarray(page).reshape(-1, 3)
     for color, shown in zip(COLORS, (True, True, False), strict=True):
         assert (pixels == color).all(1).any() == shown
