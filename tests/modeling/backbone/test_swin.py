@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from fasegr.config import add_fasegr_config
-from fasegr.d2 import ShapeSpec, build_backbone, get_cfg
+from fasegr.d2 import build_backbone, get_cfg
 from fasegr.engine.optimizer import parameter_groups
 from fasegr.modeling.backbone.swin import (
     SwinTransformer,
@@ -201,5 +201,5 @@ def config(*opts):
 def test_sizes_of_the_paper(opts, millions):
     keys = [f"MODEL.SWIN.{part}" if isinstance(part, str) else part for part in opts]
     with torch.device("meta"):
-        model = build_backbone(config(*keys), ShapeSpec(channels=3))
+        model = build_backbone(config(*keys))
     assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.06)
