@@ -27,14 +27,14 @@ COLOURS = _colours(
     "240 226 190, 206 48 66, 186 86 186, 250 206 60, 28 26 40"
 )
 SKY, MOUNTAIN, GRASS, WATER, ROAD, HOUSE, TREE, FENCE, CAR, BALLOON, SUN, BIRD = range(len(CLASSES))
-THINGS = (HOUSE, TREE, CAR, BALLOON, SUN, BIRD)  # classes of which single ones can be told apart and counted
+THINGS = (HOUSE, TREE, CAR, BALLOON, SUN, BIRD)  # classes whose objects are counted one by one
 
 HEIGHT = 128.0  # of any picture, in units of the drawing
 
 
 class Scene(NamedTuple):
     """image: uint8 (H, W, 3), RGB. labels: uint8 (H, W). objects: uint8 (H, W), for pixels of `THINGS` the number of
-    the thing that is seen there, from 1 on and not always without gaps; 0 elsewhere."""
+    the object, from 1 on and possibly with gaps; 0 elsewhere."""
 
     image: np.ndarray
     labels: np.ndarray
@@ -75,7 +75,7 @@ BLACK, WHITE = rgb(0, 0, 0), rgb(1, 1, 1)
 
 
 class Dice:
-    """Random numbers out of exact operations only."""
+    """Random numbers from exact operations only."""
 
     def __init__(self, seed: tuple[int, ...]):
         self._generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
