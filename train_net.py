@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Train FASeg, or evaluate it, as a config file says.
+"""Train or evaluate FASeg, as a config file describes.
 
 python train_net.py --config-file configs/quickstart/faseg_scenes.yaml
 python train_net.py --config-file CONFIG --resume
@@ -21,7 +21,7 @@ logger = logging.getLogger("fasegr")
 
 
 def main(args, cfg) -> None:
-    register_from_config(cfg)  # again: a process that was spawned has empty catalogs
+    register_from_config(cfg)  # again, since a spawned process has empty catalogs
     if args.eval_only:
         evaluate(args, cfg)
         return
@@ -33,7 +33,7 @@ def main(args, cfg) -> None:
 def evaluate(args, cfg) -> dict:
     """Scores of MODEL.WEIGHTS, or with --resume of the last checkpoint in OUTPUT_DIR, on DATASETS.TEST.
 
-    Where TEST.AUG.ENABLED, there are scores of multi-scale testing too, as sem_seg_TTA.
+    If TEST.AUG.ENABLED, the scores of multi-scale testing are added as sem_seg_TTA.
     """
     if not cfg.DATASETS.TEST:
         raise ValueError("--eval-only: DATASETS.TEST is empty; it must name at least one dataset")
@@ -47,7 +47,7 @@ def evaluate(args, cfg) -> dict:
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     if checkpointer.report.kind != "full":
         raise ValueError(
-            f"--eval-only: {checkpointer.report.path} fits this model in part only ({checkpointer.report.kind}), and "
+            f"--eval-only: {checkpointer.report.path} fits only part of this model ({checkpointer.report.kind}), and "
             "the rest would be random; use the config that the weights were trained with, or train first"
         )
     results = Trainer.test(cfg, model)
@@ -61,11 +61,11 @@ def evaluate(args, cfg) -> dict:
 
 
 def run(arguments: list[str] | None = None) -> None:
-    """The program, with the arguments of the command line unless others are given. Raises SystemExit if it fails."""
+    """The program, with the arguments of the command line by default. Raises SystemExit if it fails."""
     parser = default_argument_parser(epilog=__doc__)
     args = parser.parse_args(arguments)
     if not args.config_file:
-        parser.error("--config-file is needed, for instance configs/quickstart/faseg_scenes.yaml")
+        parser.error("--config-file is required, for instance configs/quickstart/faseg_scenes.yaml")
     with readable_errors():
         with warnings_for_the_log() as notes:
             cfg = load_cfg(args.config_file, args.opts)

@@ -1,4 +1,4 @@
-"""The program itself on a few small scenes: trained, killed, resumed, stopped, evaluated, and told to do nonsense."""
+"""The program on a few small scenes: trained, killed, resumed, stopped, evaluated, and given wrong options."""
 
 import logging
 import os
@@ -47,7 +47,7 @@ def datasets(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def terminals():
-    """Each test has a standard output of its own; loggers must not keep that of a test that is over."""
+    """Each test has its own standard output; loggers must not keep that of an earlier test."""
     yield
     for logger in map(logging.getLogger, LOGGERS):
         for handler in logger.handlers[:]:
@@ -77,7 +77,7 @@ def scores(out):
 
 
 def start(*arguments):
-    """The program in a process, and a session, of its own."""
+    """The program in a new process and session."""
     return subprocess.Popen(
         [sys.executable, str(ROOT / "train_net.py"), *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -203,7 +203,7 @@ def test_what_cannot_work_is_said_in_one_message(config, tmp_path, capsys, optio
 
 def test_config_files_that_are_not_there(capsys):
     assert "nowhere.yaml does not exist" in fails(capsys, "--config-file", "nowhere.yaml")
-    assert "--config-file is needed" in fails(capsys)
+    assert "--config-file is required" in fails(capsys)
 
 
 def test_weights_of_another_model(config, tmp_path, capsys):
@@ -219,7 +219,7 @@ def test_a_backbone_alone_is_not_scored(config, trained, tmp_path, capsys):
     weights = read_checkpoint(str(trained / "model_final.pth")).weights
     torch.save({"model": {name: value for name, value in weights.items() if name.startswith("backbone.")}}, path)
     arguments = ("--config-file", config, "--eval-only", "OUTPUT_DIR", str(tmp_path), "MODEL.WEIGHTS", str(path))
-    assert "in part only (backbone)" in fails(capsys, *arguments)
+    assert "fits only part of this model (backbone)" in fails(capsys, *arguments)
 
 
 def test_a_label_out_of_range(config, datasets, tmp_path, capsys):
@@ -233,7 +233,7 @@ def test_a_label_out_of_range(config, datasets, tmp_path, capsys):
     options += ["DATASETS.TRAIN", "('own_train',)", "DATASETS.TEST", "()", "OUTPUT_DIR", str(tmp_path / "out")]
     message = fails(capsys, "--config-file", config, *options)
     assert "annotations/train/a.png: holds the label 77" in message
-    assert "Traceback" in (tmp_path / "out" / "log.txt").read_text(), "whoever looks for the cause finds it"
+    assert "Traceback" in (tmp_path / "out" / "log.txt").read_text(), "for finding the cause"
 
 
 def test_a_training_that_diverges(config, tmp_path, capsys):

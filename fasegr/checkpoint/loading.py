@@ -168,9 +168,7 @@ def _log(report: LoadReport) -> None:
         _, there, here = report.mismatched[0]
         what = f"all but its {there[0] - 1} classes; our {here[0] - 1} classes start from random weights (fine-tuning)"
     else:
-        what = {"full": "the whole model", "backbone": "the backbone; the rest starts from random weights"}[
-            report.kind
-        ]
+        what = {"full": "the whole model", "backbone": "the backbone; the rest starts from random weights"}[report.kind]
     _logger.info("Loaded %d entries of %s: %s\n%s", len(report.matched), report.path, what, report.table())
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 # Where files keep the state dict: detectron2 and Swin; timm and Lightning; the PyTorch tutorials.
 MODEL_KEYS = ("model", "state_dict", "model_state_dict")
-_EXPECTED = f"expected a state dict (names to tensors), alone or under one of {', '.join(MODEL_KEYS)}"
+_EXPECTED = f"expected a state dict (names to tensors), by itself or under one of {', '.join(MODEL_KEYS)}"
 _WRAPPERS = ("module.", "_orig_mod.")  # prefixes that DistributedDataParallel and torch.compile add to every name
 
 
@@ -54,7 +54,7 @@ def read_checkpoint(path: str) -> Contents:
         data = read(path)
     except ForbiddenGlobal as error:
         raise ValueError(
-            f"{path} was not read: besides numbers it holds {error}, which could run code. If you trust its origin, "
+            f"{path} was not read: it holds {error}, which could run code. If you trust its origin, "
             "load it with the program that wrote it and save only the state dict, with torch.save or as .safetensors"
         ) from error
     except Exception as error:  # a cut or foreign file makes the readers raise anything from KeyError to OSError

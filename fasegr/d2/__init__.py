@@ -28,7 +28,10 @@ def choose_runtime(forced: str, installed: bool) -> str:
     return forced or ("detectron2" if installed else "builtin")
 
 
-RUNTIME = choose_runtime(os.environ.get("FASEGR_RUNTIME", ""), importlib.util.find_spec("detectron2") is not None)
+_spec = importlib.util.find_spec(
+    "detectron2"
+)  # a folder of that name in the working directory has a spec, and no origin
+RUNTIME = choose_runtime(os.environ.get("FASEGR_RUNTIME", ""), _spec is not None and _spec.origin is not None)
 
 if RUNTIME == "builtin":
     from .builtin import comm

@@ -1,4 +1,4 @@
-"""Pictures that a finished training leaves: how it went, and what the model sees now."""
+"""Pictures of a finished training: curves, and predictions on a few test images."""
 
 import logging
 import os
@@ -22,9 +22,9 @@ logger = logging.getLogger(__name__)
 
 
 def draw_samples(model: nn.Module, samples: Dataset, dataset_name: str, path: str, number: int = 4) -> None:
-    """Draw image, truth and prediction of `number` of the `samples` of a dataset into the file `path`.
+    """Draw image, ground truth and prediction of `number` of the `samples` of a dataset into the file `path`.
 
-    They are spread evenly over it: neighbours are often frames of one film.
+    They are spread evenly over it, since neighbours are often frames of one video.
     """
     records = {record["file_name"]: record for record in DatasetCatalog.get(dataset_name)}
     metadata = MetadataCatalog.get(dataset_name)
@@ -56,7 +56,7 @@ def draw_samples(model: nn.Module, samples: Dataset, dataset_name: str, path: st
 
 
 class Pictures(HookBase):
-    """Leaves curves.png and, where there is a dataset to test on, samples.png in `output_dir`. Place it last."""
+    """Writes curves.png and, if there is a test dataset, samples.png to `output_dir`. Place it last."""
 
     def __init__(self, output_dir: str, build_loader=None, dataset_name: str = ""):
         """build_loader: called without arguments for the loader of `dataset_name`; None draws no samples."""

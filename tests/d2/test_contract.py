@@ -1,6 +1,6 @@
 """What the program takes from `fasegr.d2` behaves the same on every runtime.
 
-The tests run on the runtime in force; the last one runs this file once more on the other, if detectron2 is installed.
+The tests run on the chosen runtime; the last one runs this file again on the other, if detectron2 is installed.
 """
 
 import hashlib
@@ -511,7 +511,7 @@ def test_loading_without_resuming_takes_only_the_weights(train_cfg, tmp_path):
 
 
 def test_checkpoint_layout(train_cfg, tmp_path):
-    """A run goes on under the other runtime, so the file is laid out alike."""
+    """A run can be resumed on the other runtime, so the layout is the same."""
     Trainer(train_cfg).train()
     saved = torch.load(tmp_path / "model_0000002.pth", weights_only=True)
     assert set(saved) == {"model", "trainer"}

@@ -1,4 +1,4 @@
-"""detectron2's own functions with our registered names: what its users already have goes on working."""
+"""detectron2's own functions with our registered names: what its users already have still works."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ SMALL = [
     "MODEL.DEVICE", "cpu", "MODEL.RESNETS.STEM_OUT_CHANNELS", 16, "MODEL.RESNETS.RES2_OUT_CHANNELS", 16,
     "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", 6, "MODEL.MASK_FORMER.TRAIN_NUM_POINTS", 64,
     "INPUT.MIN_SIZE_TRAIN", (64,), "INPUT.CROP.SIZE", (64, 64), "SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 2,
-    # its trainer clips by these two types alone, and knows no poly schedule
+    # its trainer supports only "norm" and "value", and no poly schedule
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "norm", "SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "TEST.EVAL_PERIOD", 0,
 ]  # fmt: skip
 

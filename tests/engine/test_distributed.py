@@ -41,7 +41,7 @@ def run_faseg(cfg):
 
 
 def work(rank: int, root: str, out: str, port: int) -> None:
-    """All that the tests look at, done by one of the two processes; what it saw goes to OUT/RANK.json."""
+    """The work of one of the two processes for all tests; it writes what it saw to OUT/RANK.json."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     comm.create_local_process_group(2)

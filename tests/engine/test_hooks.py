@@ -107,7 +107,7 @@ def test_evaluation_comes_periodically_and_at_the_end(trainer, tmp_path):
 
 def test_no_evaluation_after_a_failure(trainer, tmp_path):
     _, evaluation, ran = make_evaluation(trainer, tmp_path, period=0)
-    trainer.iter = 6  # the last iteration, under way
+    trainer.iter = 6  # during the last iteration
     evaluation.after_train()
     assert ran == []
 

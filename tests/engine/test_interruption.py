@@ -52,7 +52,7 @@ def test_a_second_ctrl_c_ends_at_once_unless_it_is_the_same_one(monkeypatch):
 
 @pytest.mark.parametrize(("signum", "survives"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
 def test_forked_data_workers(signum, survives):
-    """They finish the batches that the step under way needs, and still end when their loader ends them."""
+    """They finish the batches that the current step needs, and still end when their loader ends them."""
     with Interruption():
         child = os.fork()
         if child == 0:

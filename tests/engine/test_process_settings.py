@@ -1,4 +1,4 @@
-"""In a process of its own where a setting would stay."""
+"""Settings that cannot be undone are tested in a subprocess."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ from fasegr.engine import process_settings
 
 FILE = Path(__file__).parents[2] / "fasegr" / "engine" / "process_settings.py"
 
-# Allocates and frees 64 MB twenty times; prints how many pages the system had to hand out for that.
+# Allocates and frees 64 MB twenty times; prints how many page faults that took.
 PROGRAM = """
 import importlib.util, resource, sys
 import numpy
@@ -71,4 +71,4 @@ def test_deterministic(monkeypatch):
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc's allocator")
 def test_freed_memory_stays_with_the_process():
     plain, tuned = page_faults("plain"), page_faults("tuned")
-    assert tuned < plain / 10, "and importing the module alone changes nothing"
+    assert tuned < plain / 10, "and importing the module changes nothing"

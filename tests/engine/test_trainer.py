@@ -117,7 +117,7 @@ def test_an_evaluation_can_be_interrupted_and_is_made_up(dataset_root, tmp_path,
 
     def interrupted(*args):
         os.kill(os.getpid(), signal.SIGTERM)
-        pytest.fail("it goes on after the signal")
+        pytest.fail("it continues after the signal")
 
     monkeypatch.setattr(Trainer, "test", interrupted)
     with pytest.raises(Interrupted) as stopped:

@@ -75,7 +75,7 @@ def write_dataset(root: Path, splits=(("train", 6), ("val", 3)), size: int = 16)
 
 
 def tiny_cfg(root: Path, output_dir: Path, *opts):
-    """A config of 6 iterations on the dataset in `root`, which is registered; `opts` (key, value, ...) go on top."""
+    """A config of 6 iterations on the dataset in `root`, which is registered; `opts` (key, value, ...) override it."""
     cfg = get_cfg()
     add_fasegr_config(cfg)
     cfg.merge_from_list(

@@ -9,7 +9,7 @@ from . import comm
 
 
 class DetectionCheckpointer(Checkpointer):
-    """fvcore's checkpointer for a model and whatever else has a state dict; only rank 0 writes, unless told otherwise.
+    """fvcore's checkpointer for a model and whatever else has a state dict; only rank 0 writes by default.
 
     How files are written and read is up to `fasegr.checkpoint.Checkpointer`.
     """

@@ -1,4 +1,4 @@
-"""Ranks and exchange of objects between processes. All of it works in a single process that nothing launched, too."""
+"""Ranks and exchange of objects between processes. All of it also works in a single process."""
 
 import functools
 from typing import Any
@@ -26,7 +26,7 @@ def is_main_process() -> bool:
 
 
 def create_local_process_group(num_workers_per_machine: int) -> None:
-    """Note how many ranks each machine has. `launch` does; whoever starts processes otherwise calls it in all of them.
+    """Note how many ranks each machine has. `launch` calls this; other ways to start processes must call it in each.
 
     Ranks of a machine are consecutive, so this is all that `get_local_rank` needs: no group is created here.
     """
@@ -51,7 +51,7 @@ def synchronize() -> None:
     if get_world_size() == 1:
         return
     if dist.get_backend() == dist.Backend.NCCL:
-        dist.barrier(device_ids=[torch.cuda.current_device()])  # NCCL guesses a device, with a warning, unless told
+        dist.barrier(device_ids=[torch.cuda.current_device()])  # without this, NCCL guesses a device and warns
     else:
         dist.barrier()
 

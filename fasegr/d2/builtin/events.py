@@ -1,4 +1,4 @@
-"""Numbers that a run produces, by name and iteration, for whoever writes or draws them."""
+"""Scalars of a run, by name and iteration, for hooks that write or plot them."""
 
 _storages: list["EventStorage"] = []
 

@@ -86,7 +86,7 @@ def _work(
 
 
 def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Make OUTPUT_DIR, log into it, say what runs where, save ``config.yaml``, seed, and set the switches of `cfg`.
+    """Create OUTPUT_DIR, log the environment there, save ``config.yaml``, seed, and set torch's switches from `cfg`.
 
     The seed is SEED + rank, drawn where SEED is negative. Meant for programs: it changes process-wide settings.
     """
@@ -116,7 +116,7 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 def _environment() -> str:
-    """What a reader of a log needs to know about the machine, as a table."""
+    """The machine and the versions, as a table for the log."""
     rows = [
         ("platform", platform.platform()),
         ("python", sys.version.split()[0]),
