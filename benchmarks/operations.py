@@ -12,8 +12,7 @@ from benchmarks import peers
 from benchmarks.case import OURS, PEER, Case
 from benchmarks.measure import Boundary, Clock, PeakMemory, read, take_turns, without_rest
 from benchmarks.sides import AMP, BACKWARD, Ours, autocast, images, labelled_images
-from fasegr.modeling.ops import deformable_attention
-from fasegr.modeling.ops import switches
+from fasegr.modeling.ops import deformable_attention, switches
 
 FORWARD = "forward"
 _BACKWARD = Boundary(BACKWARD, torch.Tensor, "backward")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from fasegr.modeling.ops.class_argmax import class_argmax
+from fasegr.modeling import ops
 
 
 def predicted_labels(output: Mapping[str, Tensor]) -> Tensor:
@@ -27,4 +27,4 @@ def predicted_labels(output: Mapping[str, Tensor]) -> Tensor:
     scores = output["sem_seg"]
     if scores.dim() != 3:
         raise ValueError(f"sem_seg has shape {tuple(scores.shape)}; expected (C, H, W)")
-    return class_argmax(scores)
+    return ops.class_argmax(scores)

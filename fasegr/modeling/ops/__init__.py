@@ -4,6 +4,7 @@ Model files call the functions below and know nothing about devices, types or pr
 forms and turns them off.
 """
 
+from fasegr.modeling.ops.class_argmax import class_argmax
 from fasegr.modeling.ops.convolution import conv2d
 from fasegr.modeling.ops.deformable_attention import deformable_attention
 from fasegr.modeling.ops.mask_logits import mask_logits
@@ -16,6 +17,7 @@ from fasegr.modeling.ops.transfer import to_device
 __all__ = [
     "SyncBatchNorm",
     "channels_last",
+    "class_argmax",
     "conv2d",
     "deformable_attention",
     "mask_logits",

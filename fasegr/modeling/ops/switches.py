@@ -21,6 +21,7 @@ FASTER_FORMS = {
     "triton_deformable_attention": "deformable attention as one kernel, on a GPU (triton_deformable_attention.py)",
     "patch_products": "gradients of convolution weights as matrix products, on a CPU with AVX2 only (convolution.py)",
     "sparse_mask_gradient": "no gradient products for masks that no loss reads, on a CPU (mask_logits.py)",
+    "class_argmax": "the likeliest class of each pixel, plane by plane, on a CPU (class_argmax.py)",
     "point_table": "masks sampled at points as a table lookup (point_sample.py)",
 }
 

@@ -164,16 +164,15 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         query_pos = self.positional_query.first(query_embed, PositionalQueryContext(None, None, mask_logits, levels[0]))
         coarse_attention = None
 
-        cross_attention_layers = self.transformer_cross_attention_layers
-        last = len(cross_attention_layers) - 1
-        for i, (cross_attention, self_attention, ffn) in enumerate(
+        layers = list(
             zip(
-                cross_attention_layers,
+                self.transformer_cross_attention_layers,
                 self.transformer_self_attention_layers,
                 self.transformer_ffn_layers,
                 strict=True,
             )
-        ):
+        )
+        for i, (cross_attention, self_attention, ffn) in enumerate(layers):
             level = levels[i % len(levels)]
             context = CrossAttentionContext(
                 level, query_pos, query_embed, mask_logits, coarse_attention, levels[0].size, self.need_weights[i]
@@ -183,15 +182,16 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
                 coarse_attention = attention
             queries = ffn(self_attention(queries, query_pos))
 
-            is_masked = i < last and cross_attention_layers[i + 1].uses_mask  # the next layer
-            if self.training or is_masked or i == last:
+            is_last = i + 1 == len(layers)
+            next_uses_mask = not is_last and layers[i + 1][0].uses_mask
+            if self.training or next_uses_mask or is_last:
                 inputs.append(self._prediction_input(queries))
-            if i == last:
+            if is_last:
                 break
-            upcoming = (i + 1) % len(levels)
-            mask_logits = inputs[-1].mask_embed.detach() @ level_mask_features[upcoming] if is_masked else None
+            next_level = (i + 1) % len(levels)
+            mask_logits = inputs[-1].mask_embed.detach() @ level_mask_features[next_level] if next_uses_mask else None
             query_pos = self.positional_query.update(
-                query_pos, query_embed, PositionalQueryContext(attention, level, mask_logits, levels[upcoming])
+                query_pos, query_embed, PositionalQueryContext(attention, level, mask_logits, levels[next_level])
             )
         return self._predictions(inputs if self.training else inputs[-1:], maps.mask_features)
 

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from fasegr.modeling.ops import switches
 from fasegr.modeling.ops.class_argmax import class_argmax
 
 
@@ -24,3 +25,10 @@ def test_any_floating_type_and_the_first_of_equals(dtype):
 def test_scores_that_are_a_view_with_gradient():
     scores = torch.randn(9, 8, 5).permute(2, 0, 1).requires_grad_()
     assert torch.equal(class_argmax(scores).long(), scores.argmax(0))
+
+
+def test_the_switch_changes_no_result():
+    scores = torch.randn(9, 130, 5)
+    with switches.off("class_argmax"):
+        plain = class_argmax(scores)
+    assert torch.equal(class_argmax(scores), plain)
