@@ -1,21 +1,21 @@
-# make quickstart   install into .venv, train a small FASeg on drawn scenes, score it, paint its answers
+# make quickstart   install into .venv, train a small FASeg on painted scenes, score it, draw its predictions
 # make test         install what is missing and run every test
-# make lint         ruff, as CI runs it
-# make install      the environment alone
+# make lint         ruff check and ruff format --check
+# make install      only install into .venv
 #
-# PYTHON=python3.12 makes the environment from another Python, VENV=path puts it elsewhere, PIP_ARGS, ARGS and TEST_ARGS go
-# to pip, train_net.py and pytest.
+# PYTHON=python3.12 uses another Python, VENV=path another place; PIP_ARGS, ARGS and TEST_ARGS are passed to pip,
+# train_net.py and pytest.
 
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
 ARGS ?=
-# Two processes suit two cores and their memory; each computes on one thread, since threads of two would fight.
+# Two processes suit two cores and their memory; each runs one thread, so that they do not compete for cores.
 TEST_ARGS ?= -n 2
 
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --disable-pip-version-check $(PIP_ARGS)
-# Files that say what is installed: requirements that are newer are installed again.
+# Stamps of what is installed: newer requirements are installed again.
 INSTALLED := $(VENV)/.fasegr-installed
 DEV_INSTALLED := $(VENV)/.fasegr-dev-installed
 
@@ -41,7 +41,7 @@ $(INSTALLED): requirements.txt setup.py
 		echo "fasegr needs Python 3.10 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV) || { \
 		echo "Python's venv module does not work; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
-	# fvcore and iopath come as source: they are built with these, rather than with what is newest on the day
+	# fvcore and iopath come as source: they are built with these versions instead of the newest ones
 	$(PIP) setuptools==81.0.0 wheel==0.48.0
 	$(PIP) --no-build-isolation -r requirements.txt
 	$(PIP) --no-build-isolation --no-deps -e .
