@@ -126,10 +126,9 @@ class DefaultTrainer(TrainerBase):
         evaluators: one for each dataset; made by `build_evaluator` if not given.
         """
         names = cfg.DATASETS.TEST
-        if evaluators is None:
-            evaluators = [cls.build_evaluator(cfg, name) for name in names]
         results = {}
-        for name, evaluator in zip(names, evaluators, strict=True):
+        for i, name in enumerate(names):
+            evaluator = evaluators[i] if evaluators else cls.build_evaluator(cfg, name)
             results[name] = inference_on_dataset(model, cls.build_test_loader(cfg, name), evaluator)
             if comm.is_main_process():
                 for task, metrics in results[name].items():
