@@ -30,7 +30,7 @@ quickstart: $(INSTALLED)
 	$(RUN) train_net.py --config-file configs/quickstart/faseg_scenes.yaml $(ARGS)
 
 test: $(DEV_INSTALLED)
-	OMP_NUM_THREADS=1 $(RUN) -m pytest $(TEST_ARGS)
+	$(RUN) -m pytest $(TEST_ARGS)
 
 lint: $(DEV_INSTALLED)
 	$(RUN) -m ruff check .

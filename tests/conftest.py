@@ -3,8 +3,12 @@
 import logging
 import os
 
-import pytest
-import torch
+# One thread, for this process and those that tests start: two processes with threads would fight for two cores, and
+# results are compared bit for bit. To be set before torch is imported.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton's kernels run in its interpreter; to be set before it is imported

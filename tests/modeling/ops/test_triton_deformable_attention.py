@@ -3,10 +3,8 @@
 import pytest
 import torch
 
-from fasegr.modeling.ops import deformable_attention as ms_deform_attn
-from fasegr.modeling.ops import switches
 from fasegr.modeling.ops import triton_deformable_attention as triton_deform_attn
-from fasegr.modeling.ops.deformable_attention import deformable_attention, sample_by_grid
+from fasegr.modeling.ops.deformable_attention import sample_by_grid
 from fasegr.modeling.ops.triton_deformable_attention import sample_by_triton, supports
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -151,14 +149,3 @@ def test_what_is_supported(monkeypatch):
     monkeypatch.setattr(triton_deform_attn, "has_triton", lambda index, dtype: False)
     with torch._subclasses.FakeTensorMode():
         assert not supports(torch.empty(1, 4, 2, 32, device="cuda"))
-
-
-def test_chosen_where_it_is_supported_and_not_turned_off(monkeypatch):
-    monkeypatch.setattr(triton_deform_attn, "supports", lambda value: True)
-    monkeypatch.setattr(triton_deform_attn, "sample_by_triton", lambda *arguments: "kernel")
-    monkeypatch.setattr(ms_deform_attn, "sample_by_grid", lambda *arguments: "grid")
-    value, x, y, weight = case()
-    with switches.off("embedding_bag"):
-        assert deformable_attention(value, SHAPES, x, y, weight) == "kernel"
-        with switches.off("triton_deformable_attention"):
-            assert deformable_attention(value, SHAPES, x, y, weight) == "grid"
