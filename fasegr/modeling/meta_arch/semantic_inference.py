@@ -25,11 +25,12 @@ def score_tiles(prediction: ImagePrediction, *, resize_masks: bool = False) -> I
     resize_masks: bring the mask logits to the output size and take the product there; otherwise the scores are resized.
     """
     prediction = prediction.in_float32()
-    probabilities = prediction.class_logits.softmax(-1)[:, :-1]  # (Q, C)
+    probabilities = prediction.class_logits.softmax(-1)[:, :-1].t()  # (C, Q)
 
     def scores(masks: Tensor) -> Tensor:
         with torch.autocast(masks.device.type, enabled=False):  # which would take the product in half precision
-            return torch.einsum("qc,qhw->chw", probabilities, masks.sigmoid_())
+            rows = masks.sigmoid_().transpose(0, 1)  # a product for each row, since small ones stay in the cache
+            return torch.bmm(probabilities.expand(len(rows), -1, -1), rows).transpose(0, 1)
 
     for rows in prediction.tiles(planes=sum(probabilities.shape)):
         if resize_masks:
