@@ -1,1 +1,1 @@
-"""Measurements of the program, alone and beside its peers; see docs/benchmarks.md."""
+"""Measurements of the program, by itself and beside its peers; see docs/benchmarks.md."""

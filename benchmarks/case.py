@@ -29,8 +29,8 @@ KINDS = {
 class Case:
     """One thing to measure.
 
-    kind: "inference" (score maps) or "labels" (those alone), "training" (a whole step), "criterion" (the loss of
-    predictions made of noise, forward and backward); "deformable" (attention, the operation alone), "synchronisation"
+    kind: "inference" (score maps) or "labels" (only labels), "training" (a whole step), "criterion" (the loss of
+    predictions made of noise, forward and backward); "deformable" (only the attention operation), "synchronisation"
     (whether the forward pass waits for the GPU); "mapper" (reading and augmenting training images), "evaluation" (of
     score maps), "evaluation-labels".
     size: (height, width) of the images. batch: images at once; of data and evaluation, images in a round.

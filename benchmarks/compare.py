@@ -3,7 +3,7 @@
 
 python benchmarks/compare.py before.json after.json
 
-Ours alone, whole and by part: median times of both, and how many times longer the second takes. A part counts as slower
+Only our side, whole and by part: median times of both, and the ratio of the second to the first. A part counts as slower
 or quicker where the ratio is beyond --tolerance and the quartiles of the two do not overlap. Ends with 1 where
 something is slower, or takes more memory.
 """

@@ -115,7 +115,7 @@ def _mappers(case: Case, folder: str) -> dict[str, tuple[str, Callable[[], Any]]
 
 
 def _evaluators(case: Case, folder: str) -> list[tuple[Any, Callable[[], None]]]:
-    """Ours and, where there is one, the peer's evaluator, each with the step that has it look at all images anew."""
+    """Ours and, where there is one, the peer's evaluator, each with the step that evaluates all images again."""
     cfg = fasegr.load_cfg(case.config, [*case.opts, "MODEL.DEVICE", "cpu"])
     classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     records = write_images(folder, case.size, case.batch, classes)

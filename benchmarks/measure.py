@@ -296,7 +296,7 @@ class Failed(RuntimeError):
 
 
 def in_fresh_process(function: str, arguments: dict[str, Any], timeout: float | None = None) -> Any:
-    """What `function`, "module:name", returns when it is called alone in a new process.
+    """What `function`, "module:name", returns when it is called in a new process.
 
     arguments, and the result, are what JSON can hold. Raises Failed where the process fails or takes longer than
     `timeout` seconds. What it prints goes to this process's standard error.

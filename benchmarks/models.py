@@ -1,4 +1,4 @@
-"""What is measured of a model: inference, a training step, the loss alone; whether the peer's answers are ours."""
+"""What is measured of a model: inference, a training step, only the loss; and whether the peer gives the same results."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def load_checkout(path: str) -> types.ModuleType:
 
 
 def load_peer_cfg(program: types.ModuleType, file: str, opts: Sequence[str], device: str):
-    """The peer's configuration. Of the keys in `opts`, those that the peer has; the rest concern this program alone."""
+    """The peer's configuration. Of the keys in `opts`, those that the peer has; the rest concern only this program."""
     cfg = program.get_cfg()
     program.add_deeplab_config(cfg)
     program.add_maskformer2_config(cfg)
@@ -191,7 +191,7 @@ class HuggingFace:
 
     It has neither positional queries that follow the focus nor a high-resolution level. Its outputs are not ours, since
     its weights are not; it is here for its time and memory. The score map is made as in Mask2Former: the package has a
-    function for labels alone, which computes at 384 x 384.
+    function for labels, which computes at 384 x 384.
     """
 
     methods = ()

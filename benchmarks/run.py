@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Time, memory and share of the machine's peak, of the whole and by part; alone, or side by side with a peer.
+"""Time, memory and share of the machine's peak, of the whole and by part; by itself or side by side with a peer.
 
 python benchmarks/run.py inference labels --size 512 512
 python benchmarks/run.py inference training --size 256 256 --batch 2 --peer ../FASeg --allocator default tuned
@@ -144,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown := sorted(set(args.kinds) - set(KINDS)):
         parser.error(f"{', '.join(unknown)} cannot be measured; choose from {', '.join(KINDS)}")
     if args.suite == "gpu" and args.device == "cpu":
-        parser.error("--suite gpu measures a GPU, and --device is cpu (as it is by default where none is to be seen)")
+        parser.error("--suite gpu measures a GPU, and --device is cpu (the default without a GPU)")
     if args.suite and args.kinds:
         parser.error(f"--suite {args.suite} names its own cases; leave out {' '.join(args.kinds)}")
     cases = _cases(args, parser)
@@ -153,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     wanted = {"memory": not args.no_memory, "roofline": not args.no_roofline, "check": not args.no_check}
     for found in run(cases, **wanted, timeout=args.timeout):
         found |= {"command": command, "seconds": time.perf_counter() - started}
-        if args.json:  # anew after each case: what was measured is there, whatever becomes of the rest
+        if args.json:  # after each case, so that what was measured is kept if a later case fails
             Path(args.json).write_text(json.dumps(found, indent=1) + "\n")
     if any(result["failed"] for result in found["results"]):
         sys.exit(1)

@@ -27,10 +27,10 @@ class FASeg(nn.Module):
     loss_weights: {"loss_ce", "loss_mask", "loss_dice": weight}. deep_supervision: whether earlier layers are trained on
     their own predictions too. size_divisibility: images are padded to a multiple of it; below 1, the backbone's.
     pixel_mean, pixel_std: of the three channels, in units of 0..255.
-    semantic_output: "scores" gives (C, H, W) floats, "labels" the likeliest class alone, in a fraction of the memory.
+    semantic_output: "scores" gives (C, H, W) floats, "labels" only the likeliest class, in a fraction of the memory.
     semantic_on, panoptic_on, instance_on: which results there are. resize_masks: whether semantic scores are made of
     masks at the output's size, or made at the input's and resized. things: classes whose segments are objects, of
-    which a panoptic segmentation can have several; with it, instances are of these classes alone.
+    which a panoptic segmentation can have several; with it, only these classes have instances.
     object_mask_threshold, overlap_threshold: of `panoptic_segments`. max_instances: of an image.
     channels_last: keep maps and the weights of convolutions pixel by pixel, as the tensor cores of a GPU want them.
     compile: backbone and head through `torch.compile`, at their first call and for each new kind of input.

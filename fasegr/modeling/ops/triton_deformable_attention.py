@@ -10,7 +10,7 @@ but the result is written; values may be half precision, sums are float32 (float
 **Backward.** With g the gradient of a row and gij = <g, vij>, taken while the pixels are read again,
 
     d/dw  = s00 g00 + s10 g10 + s01 g01 + s11 g11
-    d/dx  = w ((1 - fy) (g10 - g00) + fy (g11 - g01)),   d/dy likewise
+    d/dx  = w ((1 - fy) (g10 - g00) + fy (g11 - g01)),   d/dy in the same way
     d/dvij += w sij g
 
 The last is a sum over all rows that read a pixel. By default rows add to it as they come (atomics), so that its last

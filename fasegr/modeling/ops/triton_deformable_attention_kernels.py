@@ -2,7 +2,7 @@
 
 Rows are (image, query, head), in the order of memory, and a program takes BLOCK_ROWS of them; BLOCK_DIM is DIM, the
 channels of a head, rounded up to a power of two. `sizes` is a tuple with 2 H + 1 and 2 W + 1 of each level: Triton
-compiles anew for an argument that is 1 or a multiple of 16, and an odd number above 1 is neither, so that one
+compiles again for an argument that is 1 or a multiple of 16, and an odd number above 1 is neither, so that one
 compilation serves images of all sizes. Offsets within an image fit 32 bits, those of images and rows take 64.
 """
 

@@ -81,8 +81,8 @@ class _MaskQuery:
     """Q_p = h(X + B) with X taken from the foreground of the mask predicted by the previous layer.
 
     The masks are those that the next layer reads its level with, and X is made on that level. Before a layer that reads
-    without masks the query stays as it is; after it the newest masks count. X is 0 where a mask is empty: nothing was
-    found to look at, so the query is what was learned.
+    without masks the query stays as it is; after it the newest masks count. X is 0 where a mask is empty, which leaves
+    the learned query.
     """
 
     reads_attention = False
