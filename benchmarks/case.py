@@ -1,4 +1,4 @@
-"""The description of one thing to measure, as it travels between processes and into results."""
+"""One thing to measure, in the form that is passed between processes and stored in results."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Case:
     """One thing to measure.
 
     kind: "inference" (score maps) or "labels" (only labels), "training" (a whole step), "criterion" (the loss of
-    predictions made of noise, forward and backward); "deformable" (only the attention operation), "synchronisation"
+    random predictions, forward and backward); "deformable" (the attention operation only), "synchronisation"
     (whether the forward pass waits for the GPU); "mapper" (reading and augmenting training images), "evaluation" (of
     score maps), "evaluation-labels".
-    size: (height, width) of the images. batch: images at once; of data and evaluation, images in a round.
-    dtype: float32 or float64 of the model, bfloat16 or float16 by autocast.
-    allocator: "default" or "tuned" (`tune_allocator`). threads: of the CPU, 0 for torch's own choice.
-    peer: none, "huggingface", "plain" or the path of a checkout; peer_config: its config file.
+    size: (height, width) of the images. batch: images per step; for data and evaluation, images per round.
+    dtype: float32 or float64 for the model itself, bfloat16 or float16 through autocast.
+    allocator: "default" or "tuned" (`tune_allocator`). threads: CPU threads, 0 for torch's default.
+    peer: None, "huggingface", "plain" or the path of a checkout; peer_config: its config file.
     """
 
     kind: str
@@ -55,7 +55,7 @@ class Case:
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Case:
-        """From what `dataclasses.asdict` and JSON have made of one."""
+        """The case that `dataclasses.asdict`, and possibly JSON, made `values` from."""
         return cls(**{**values, "size": tuple(values["size"]), "opts": tuple(values["opts"])})
 
     @property
@@ -63,9 +63,9 @@ class Case:
         return torch.device(self.device)
 
     def prepare(self) -> Case:
-        """Put its settings of the process in force."""
+        """Apply the process-wide settings: allocator, threads and seed."""
         if self.allocator == "tuned" and not tune_allocator():
-            raise ValueError("--allocator tuned is a setting of glibc, which this process does not run on; use default")
+            raise ValueError("--allocator tuned needs glibc, which this process does not use; choose default")
         if self.threads:
             torch.set_num_threads(self.threads)
         torch.manual_seed(0)

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""What changed between two results of benchmarks/run.py --json, say of two commits on one machine.
+"""Compare two results of benchmarks/run.py --json, e.g. of two commits on the same machine.
 
 python benchmarks/compare.py before.json after.json
 
-Only our side, whole and by part: median times of both, and the ratio of the second to the first. A part counts as slower
-or quicker where the ratio is beyond --tolerance and the quartiles of the two do not overlap. Ends with 1 where
-something is slower, or takes more memory.
+Our side only, as a whole and by part: median times of both, and the ratio of the second to the first. A part counts as
+slower or quicker if the ratio exceeds --tolerance and the quartiles of the two do not overlap. Exits with 1 if
+anything is slower or takes more memory.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SLOWER, QUICKER, MORE_MEMORY, LESS_MEMORY = "slower", "quicker", "more memory", 
 
 
 def compare(before: Mapping[str, Any], after: Mapping[str, Any], tolerance: float) -> dict[str, list[list[str]]]:
-    """{case: rows of part, times before and after, ratio, MiB before and after, verdict} of the cases in both."""
+    """{case: rows of part, times before and after, ratio, MiB before and after, verdict} for the cases in both."""
     old = {title(result["case"]): result for result in before["results"]}
     tables = {}
     for result in after["results"]:
@@ -67,11 +67,11 @@ def _memory_verdict(old: float, new: float, tolerance: float) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The program. Raises SystemExit with 1 where something has become worse."""
+    """Entry point. Raises SystemExit(1) if anything got worse."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("before", metavar="BEFORE.json")
     parser.add_argument("after", metavar="AFTER.json")
-    parser.add_argument("--tolerance", type=float, default=0.1, help="share by which a change is one (0.1)")
+    parser.add_argument("--tolerance", type=float, default=0.1, help="relative change that counts (0.1)")
     args = parser.parse_args(arguments)
     results = [json.loads(Path(file).read_text()) for file in (args.before, args.after)]
     for file, result in zip((args.before, args.after), results, strict=True):

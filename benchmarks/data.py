@@ -1,6 +1,6 @@
-"""What is measured of data: reading and augmenting training images, and scoring predictions.
+"""Benchmarks of data: reading and augmenting training images, and scoring predictions.
 
-Files are written for it, of the size asked for: noise that falls off as photographs' does, and blobs for labels.
+They use generated files of the requested size: noise with a spectrum like that of photographs, and blobs for labels.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def times(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def agreement(case: dict[str, Any]) -> dict[str, float]:
-    """Of evaluation: by how many points of a hundred a score of the peer differs from ours, at most. Augmentation is
-    random, and equal only in distribution: nothing is compared."""
+    """For evaluation, the largest difference between our scores and the peer's, in percentage points. Nothing for the
+    mapper: augmentation is random, so the two agree only in distribution."""
     case = Case.of(case).prepare()
     if case.kind == "mapper":
         return {}
@@ -54,37 +54,37 @@ def agreement(case: dict[str, Any]) -> dict[str, float]:
 def write_images(
     folder: str, size: tuple[int, int], count: int, num_classes: int, suffix: str = ".jpg", ignore_label: int = 255
 ) -> list[dict]:
-    """`count` records of images and label maps in `folder`."""
+    """Write `count` images and label maps to `folder`; returns their records."""
     rng = np.random.default_rng(0)
     records = []
     for i in range(count):
         image, labels = Path(folder, f"{i}{suffix}"), Path(folder, f"{i}_labels.png")
-        Image.fromarray(_photograph(rng, size)).save(image, **({"quality": 90} if suffix == ".jpg" else {}))
+        Image.fromarray(_natural_image(rng, size)).save(image, **({"quality": 90} if suffix == ".jpg" else {}))
         classes = rng.permutation(num_classes)[:9].astype(np.uint8)
-        blobs = classes[_fields(rng, size, len(classes), 8).argmax(0)]
-        blobs[_fields(rng, size, 1, 8)[0] > 1.2] = ignore_label
+        blobs = classes[_smooth_noise(rng, size, len(classes), 8).argmax(0)]
+        blobs[_smooth_noise(rng, size, 1, 8)[0] > 1.2] = ignore_label
         Image.fromarray(blobs).save(labels)
         records.append({"file_name": str(image), "sem_seg_file_name": str(labels), "height": size[0], "width": size[1]})
     return records
 
 
-def _photograph(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
-    """(H, W, 3) uint8: octaves of noise, each half as strong as the one of twice its size."""
+def _natural_image(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+    """(H, W, 3) uint8: octaves of noise, each half as strong as the next coarser one."""
     total, cells = np.zeros((3, *size), np.float32), 4
     while cells <= min(size):
-        total += _fields(rng, size, 3, cells) * (4 / cells)
+        total += _smooth_noise(rng, size, 3, cells) * (4 / cells)
         cells *= 2
     return np.clip(128 + 60 * total.transpose(1, 2, 0), 0, 255).astype(np.uint8)
 
 
 def _score_map(rng: np.random.Generator, size: tuple[int, int], num_classes: int) -> np.ndarray:
-    """(C, H, W), of which nine classes are the likeliest somewhere."""
-    scores = _fields(rng, size, num_classes, 8)
+    """(C, H, W) scores, in which only nine classes ever have the highest one."""
+    scores = _smooth_noise(rng, size, num_classes, 8)
     scores[rng.permutation(num_classes)[:9]] += 10
     return scores
 
 
-def _fields(rng: np.random.Generator, size: tuple[int, int], count: int, cells: int) -> np.ndarray:
+def _smooth_noise(rng: np.random.Generator, size: tuple[int, int], count: int, cells: int) -> np.ndarray:
     """(count, H, W) smooth noise with `cells` cells along the shorter side."""
     grid = [max(1, round(side * cells / min(size))) for side in size]
     noise = torch.from_numpy(rng.standard_normal((1, count, *grid), dtype=np.float32))
@@ -101,7 +101,7 @@ def _sides(case: Case, folder: str) -> dict[str, tuple[str, Callable[[], Any]]]:
 
 def _mappers(case: Case, folder: str) -> dict[str, tuple[str, Callable[[], Any]]]:
     cfg = fasegr.load_cfg(case.config, [*case.opts, "MODEL.DEVICE", "cpu"])
-    lossless = any("cityscapes" in name for name in cfg.DATASETS.TRAIN)  # as that dataset's files are
+    lossless = any("cityscapes" in name for name in cfg.DATASETS.TRAIN)  # the files of Cityscapes are PNGs
     classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     records = write_images(folder, case.size, case.batch, classes, ".png" if lossless else ".jpg")
     mapper, rng = build_mapper(cfg, is_train=True), np.random.default_rng(0)
@@ -115,7 +115,7 @@ def _mappers(case: Case, folder: str) -> dict[str, tuple[str, Callable[[], Any]]
 
 
 def _evaluators(case: Case, folder: str) -> list[tuple[Any, Callable[[], None]]]:
-    """Ours and, where there is one, the peer's evaluator, each with the step that evaluates all images again."""
+    """Our evaluator and, if there is a peer, its evaluator, each with a function that evaluates all images."""
     cfg = fasegr.load_cfg(case.config, [*case.opts, "MODEL.DEVICE", "cpu"])
     classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     records = write_images(folder, case.size, case.batch, classes)
@@ -125,19 +125,19 @@ def _evaluators(case: Case, folder: str) -> list[tuple[Any, Callable[[], None]]]
     dataset = f"fasegr_benchmark_{Path(folder).name}"
     _register(dataset, DatasetCatalog, MetadataCatalog, records, metadata)
     ours = SemSegEvaluator(dataset, distributed=False)
-    quick = results
+    our_results = results
     if case.kind == "evaluation-labels":
-        quick = [{"sem_seg_labels": score.argmax(0).to(torch.uint8)} for score in scores]
-    found = [(ours, _evaluation(ours, records, quick))]
+        our_results = [{"sem_seg_labels": score.argmax(0).to(torch.uint8)} for score in scores]
+    evaluators = [(ours, _evaluation(ours, records, our_results))]
     if case.peer:
         program, _ = _checkout(case)
         catalog = program.MetadataCatalog
-        # The launcher, by which the peer is known here, imports one of the two catalogs of its data.
+        # `program` is the peer's train_net.py, which imports only one of the two catalogs.
         datasets = sys.modules[type(catalog).__module__].DatasetCatalog
         _register(dataset, datasets, catalog, records, metadata)
         theirs = program.SemSegEvaluator(dataset, distributed=False)
-        found.append((theirs, _evaluation(theirs, records, results)))
-    return found
+        evaluators.append((theirs, _evaluation(theirs, records, results)))
+    return evaluators
 
 
 def _evaluation(evaluator: Any, records: Sequence[dict], results: Sequence[dict]) -> Callable[[], None]:
@@ -156,7 +156,7 @@ def _register(name: str, datasets: Any, metadata: Any, records: list[dict], entr
 
 def _checkout(case: Case):
     if case.peer == peers.HUGGING_FACE or peers.is_plain(case.peer):
-        raise peers.Unusable(f"{case.kind} is measured beside a checkout; --peer is {case.peer}")
+        raise peers.Unusable(f"{case.kind} can only be compared with a checkout; --peer is {case.peer}")
     program = peers.load_checkout(case.peer)
     config = peers.find_config(case.config, case.peer, case.peer_config)
     return program, peers.load_peer_cfg(program, config, case.opts, "cpu")

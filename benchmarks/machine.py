@@ -1,4 +1,4 @@
-"""What the figures were made on: a description of the machine, and what it can do at best."""
+"""The machine of a benchmark: its description and its peak performance."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def describe(device: str) -> dict:
 
 
 def commit_name(folder: str | Path) -> str | None:
-    """Of a checkout, with "+" where files differ from it; None where it is no checkout."""
+    """The commit of a checkout, with "+" if files were modified; None if `folder` is not a checkout."""
     try:
         name = _git(folder, "rev-parse", "--short=12", "HEAD")
         return name + ("+" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
@@ -64,14 +64,14 @@ def _git(folder: str | Path, *arguments: str) -> str:
 
 
 def peaks(device: str, dtype: str, threads: int = 0) -> dict[str, float]:
-    """The best that was seen of `device`: "flops" a second, of products of matrices in `dtype`, "bytes" a second.
+    """Measured peaks of `device`: "flops" per second, of matrix products in `dtype`, and "bytes" per second.
 
-    The products are large ones, as a matrix product and as a 1x1 convolution (on a CPU two libraries compute these);
-    bytes are those of adding two tensors, larger than every cache, into a third.
+    Flops are the better of a large matrix product and a large 1x1 convolution (two libraries on a CPU); bytes are those
+    of adding two tensors, larger than every cache, into a third.
     """
     if threads:
         torch.set_num_threads(threads)
-    tune_allocator()  # a convolution's output is new memory
+    tune_allocator()  # a convolution allocates its output
     place, kind = torch.device(device), getattr(torch, dtype)
     with torch.no_grad():
         flops = max(_product_speeds(place, kind))
@@ -82,7 +82,7 @@ def _product_speeds(device: torch.device, dtype: torch.dtype) -> list[float]:
     n = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     speeds = [2 * n**3 / _best(lambda: a @ b, device)]
-    # tokens x 256 channels to 1024: a matrix product, computed by the library that is for convolutions
+    # tokens x 256 channels to 1024: a matrix product, computed by the convolution library
     rows, width, outputs = (2**16, 1024, 1024) if device.type == "cuda" else (4096, 256, 1024)
     x = torch.randn(1, 1, rows, width, device=device).to(dtype).permute(0, 3, 1, 2)
     w = torch.randn(outputs, width, 1, 1, device=device).to(dtype).to(memory_format=torch.channels_last)
@@ -96,7 +96,7 @@ def _triad_speed(device: torch.device) -> float:
 
 
 def _best(run: Callable[[], object], device: torch.device, seconds: float = 1.0) -> float:
-    """Seconds of the quickest call; the median of the quickest three."""
+    """Seconds of the fastest calls: the median of the fastest three."""
     times = []
     start = time.perf_counter()
     while time.perf_counter() - start < seconds or len(times) < 5:

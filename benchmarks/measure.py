@@ -1,4 +1,4 @@
-"""How it is measured: meters of time, memory and work around the parts of a step; rounds in turn; fresh processes."""
+"""Meters of time, memory and work for the parts of a step; alternating rounds; measurements in fresh processes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ REST = "rest"
 
 
 class Boundary(NamedTuple):
-    """Where a part of a step begins and ends: the calls of `owner.attribute`, a module, a method or a function."""
+    """A part of a step: the calls of `owner.attribute`, which is a module, a method or a function."""
 
     part: str
     owner: Any
@@ -37,25 +37,24 @@ class Boundary(NamedTuple):
 
 
 class Meter(Protocol):
-    """Reads something at the beginning and the end of parts, which may lie within one another."""
+    """Takes a reading at the beginning and the end of each part. Parts may be nested."""
 
     def enter(self, part: str) -> None: ...
 
     def leave(self, called: Any, arguments: Any, result: Any) -> None: ...
 
     def readings(self) -> dict[str, float]:
-        """Of the parts since the last call: the whole of each, what lies inside of it included, and as REST what is
-        left of the step when its parts are taken away."""
+        """Totals of each part since the last call, nested parts included; REST is the step without its parts."""
 
 
 class Clock:
-    """Seconds, by the host's clock. On a GPU by events in its stream, for which nobody waits before the end."""
+    """Seconds by the host's clock; on a GPU by CUDA events, which are synchronised only in `readings`."""
 
     def __init__(self, device: torch.device):
         self._on_gpu = device.type == "cuda"
         self._open: list[tuple[str, Any]] = []
         self._closed: list[tuple[str, int, Any, Any]] = []
-        self._order: dict[str, None] = {}  # of the parts, by when they were first entered
+        self._order: dict[str, None] = {}  # parts in the order of their first call
 
     def _now(self):
         if not self._on_gpu:
@@ -90,9 +89,9 @@ class Clock:
 
 
 class PeakMemory:
-    """Most bytes in use at once in each part, above what was in use when the meter was made.
+    """Peak bytes in use during each part, above what was in use when the meter was created.
 
-    On a GPU what torch has allocated, on the CPU the memory of the process (Linux only).
+    On a GPU the memory allocated by torch, on the CPU that of the process (Linux only).
     """
 
     def __init__(self, device: torch.device):
@@ -109,22 +108,22 @@ class PeakMemory:
         """The peak since the last call."""
         peak = peak_memory(self._device)
         if not reset_peak_memory(self._device):
-            raise RuntimeError("peak memory of a part can be measured on a GPU or on Linux only; give --no-memory")
+            raise RuntimeError("the peak memory of a part can only be measured on a GPU or on Linux; pass --no-memory")
         return peak
 
-    def _turn(self) -> None:
-        """At a boundary: what has been reached belongs to all parts that are open, and to the rest of the step."""
+    def _record_peak(self) -> None:
+        """At a boundary: the peak since the last one counts for all open parts, or for the rest of the step."""
         peak = self._peak_since_last()
         if len(self._open) == 1:
             self._peaks[REST] = max(self._peaks[REST], peak - self._before)
         self._open = [(part, max(top, peak)) for part, top in self._open]
 
     def enter(self, part: str) -> None:
-        self._turn()
+        self._record_peak()
         self._open.append((part, 0))
 
     def leave(self, called, arguments, result) -> None:
-        self._turn()
+        self._record_peak()
         part, peak = self._open.pop()
         self._peaks[part] = max(self._peaks[part], peak - self._before)
 
@@ -135,9 +134,8 @@ class PeakMemory:
 
 
 class Work:
-    """What each part has to do at least. Three numbers for a part: PART/flops, floating-point operations by the counter
-    `flops`; PART/bytes to move, its parameters, what it is given and what it gives, each once; PART/out, those that it
-    gives."""
+    """The least work of each part, in three numbers: PART/flops, floating-point operations by the counter `flops`;
+    PART/bytes, memory traffic (parameters, inputs and outputs, each once); PART/out, the bytes of the outputs."""
 
     def __init__(self, flops: Callable[[], int]):
         self._flops = flops
@@ -165,7 +163,7 @@ class Work:
 
 
 def tensor_bytes(tree: Any) -> int:
-    """Of the different tensors in nested lists, tuples and dicts."""
+    """Bytes of the distinct tensors in nested lists, tuples and dicts."""
     tensors = {id(leaf): leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)}
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
@@ -175,7 +173,7 @@ def parameter_bytes(called: Any) -> int:
 
 
 class _Metered(nn.Module):
-    """Stands in for a part: the same to whoever calls it, and the meter sees the call."""
+    """Wraps a part: behaves the same, and reports its calls to the meter."""
 
     def __init__(self, part: Any, name: str, meter: Meter, methods: Sequence[str]):
         super().__init__()
@@ -206,7 +204,7 @@ def _metered(function: Callable, called: Any, name: str, meter: Meter) -> Callab
 
 @contextmanager
 def metered(boundaries: Sequence[Boundary], meter: Meter, methods: Sequence[str] = ()) -> Iterator[None]:
-    """Let `meter` see the calls of all parts inside the block. methods: that count as a call of a part, too."""
+    """Report the calls of all parts inside the block to `meter`. methods: names that count as calls of a part, too."""
     with ExitStack() as undo:
         for part, owner, attribute in boundaries:
             original = getattr(owner, attribute)
@@ -220,7 +218,7 @@ def metered(boundaries: Sequence[Boundary], meter: Meter, methods: Sequence[str]
 
 @contextmanager
 def _replaced(owner: Any, attribute: str, replacement: Any) -> Iterator[None]:
-    """`owner.attribute` is another inside the block. Past nn.Module's rules for what an attribute may be."""
+    """Replace `owner.attribute` inside the block, bypassing nn.Module's checks on the types of attributes."""
     if isinstance(owner, type):
         original = getattr(owner, attribute)
         setattr(owner, attribute, replacement)
@@ -246,21 +244,21 @@ Step = Callable[[], Any]
 
 
 def read(step: Step, boundaries: Sequence[Boundary], meter: Meter, methods: Sequence[str] = ()) -> dict[str, float]:
-    """What `meter` reads of one step and its parts."""
+    """Readings of `meter` for one step and its parts."""
     with metered(boundaries, meter, methods):
         _metered(step, step, WHOLE, meter)()
     return meter.readings()
 
 
 def without_rest(readings: dict[str, float], name: str) -> dict[str, float]:
-    """`readings` with another name for what is left of the step without its parts."""
+    """`readings` with REST renamed to `name`."""
     return {(name + part.removeprefix(REST) if part.split("/")[0] == REST else part): v for part, v in readings.items()}
 
 
 def take_turns(
     sides: Mapping[str, Callable[[], dict[str, float]]], rounds: int, warmup: int = 1
 ) -> dict[str, list[dict[str, float]]]:
-    """The readings of `rounds` steps of each side, A B A B ..., so that what disturbs the machine disturbs both."""
+    """Readings of `rounds` steps of each side, alternating (A B A B ...), so that disturbances affect both alike."""
     readings: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     for i in range(-warmup, rounds):
         for name, step in sides.items():
@@ -286,26 +284,26 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def ratio(peer: Sequence[float], ours: Sequence[float]) -> Spread:
-    """Of the medians; its quartiles are those of the ratios round by round."""
+    """Ratio of the medians, with the quartiles of the ratios round by round."""
     pairs = spread([p / o for p, o in zip(peer, ours, strict=True)])
     return Spread(statistics.median(peer) / statistics.median(ours), pairs.low, pairs.high)
 
 
 class Failed(RuntimeError):
-    """A measurement did not come to its end. The message ends with what its process has said last."""
+    """A measurement did not finish. The message ends with the last output of its process."""
 
 
 def in_fresh_process(function: str, arguments: dict[str, Any], timeout: float | None = None) -> Any:
-    """What `function`, "module:name", returns when it is called in a new process.
+    """Call `function`, "module:name", in a new process and return its result.
 
-    arguments, and the result, are what JSON can hold. Raises Failed where the process fails or takes longer than
-    `timeout` seconds. What it prints goes to this process's standard error.
+    Arguments and result must be JSON-serialisable. Raises Failed, with the last lines of the output, if the process
+    fails or takes longer than `timeout` seconds.
     """
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder, "result.json")
         request = json.dumps({"function": function, "arguments": arguments, "answer": str(answer)})
         environment = {
-            # Ours on the built-in runtime, so that a peer which runs on detectron2 has its registries for itself.
+            # We use the built-in runtime, so that a peer on detectron2 has detectron2's registries to itself.
             "FASEGR_RUNTIME": "builtin",
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
@@ -319,7 +317,7 @@ def in_fresh_process(function: str, arguments: dict[str, Any], timeout: float | 
             env=environment,
         )
         try:
-            said, _ = process.communicate(request, timeout)
+            output, _ = process.communicate(request, timeout)
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
@@ -328,6 +326,6 @@ def in_fresh_process(function: str, arguments: dict[str, Any], timeout: float | 
             process.kill()
             raise
         if process.returncode or not answer.exists():
-            last = "\n".join(line[:400] for line in said.strip().splitlines()[-12:])
-            raise Failed(f"its process ended with {process.returncode}:\n{last}")
+            last = "\n".join(line[:400] for line in output.strip().splitlines()[-12:])
+            raise Failed(f"its process exited with {process.returncode}:\n{last}")
         return json.loads(answer.read_text())

@@ -1,4 +1,4 @@
-"""What is measured of a model: inference, a training step, only the loss; and whether the peer gives the same results."""
+"""Benchmarks of a model: inference, a training step, only the loss; and whether the peer gives the same results."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ from fasegr.analysis.flops import FORMULAS
 from fasegr.modeling.ops import switches
 
 SEMANTIC_OUTPUT, OTHER = "semantic output", "other"
-NUM_MASKS = 10  # of an image in training; ADE20K's have about nine classes
+NUM_MASKS = 10  # per training image; those of ADE20K have about nine classes
 
 
 def times(case: dict[str, Any]) -> dict[str, Any]:
-    """Seconds of each part in each round, by side, and the work of our parts. On a GPU, where tensors are counted and
-    not the process, also what `memory` gives of each side."""
+    """Seconds of each part in each round, by side, and the work of our parts. On a GPU, where
+    memory is that of tensors and not of the process, also the result of `memory` for each side."""
     case = Case.of(case).prepare()
     ours, peer = _sides(case)
     runs = {OURS: _runner(case, ours)}
     if peer:
         runs[PEER] = _runner(case, peer)
     result: dict[str, Any] = {}
-    if case.place.type == "cuda":  # before other steps: the first one makes the optimizer's averages, which stay
+    if case.place.type == "cuda":  # before other steps: the first one allocates the optimizer's moments, which stay
         result["memory"] = {name: _peaks(case, run) for name, run in runs.items()}
     result["work"] = _named(case, _work(case, ours))
     clocked = {name: lambda run=run: _named(case, run(Clock(case.place))) for name, run in runs.items()}
@@ -56,7 +56,7 @@ def times(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def memory(case: dict[str, Any], side: str) -> dict[str, int]:
-    """Most bytes above the loaded model in two steps of one side, by part. To be called in a fresh process."""
+    """Peak bytes above the loaded model in two steps of one side, by part. Call it in a fresh process."""
     case = Case.of(case).prepare()
     model = _ours(case) if side == OURS else _peer(case)
     if case.device == "cpu":
@@ -71,14 +71,14 @@ def _peaks(case: Case, run: Callable[[Meter], dict[str, float]]) -> dict[str, in
 
 
 def agreement(case: dict[str, Any]) -> dict[str, float]:
-    """How far the peer's answers are from ours with the same weights, in float64: the largest deviations of the scores
-    and, for training, of the losses and of their gradients, relative to the largest value of each.
+    """How far the peer's results are from ours with the same weights, in float64: the largest deviations of the scores
+    and, for training, of the losses and their gradients, relative to the largest value of each.
 
-    In float32 the two may differ visibly although both are right: a query whose allowed keys hang on one value next to
-    the threshold of its mask sees one key or all.
+    In float32 the two may differ visibly although both are right: where a mask has a single value near the threshold,
+    rounding decides whether the query attends to one key or to all.
     """
     case = Case.of(case).prepare()
-    # Fewer points are enough for a comparison, and what is dropped at random would be something else on each side.
+    # Fewer points are enough for a comparison; drop path would drop different samples on each side.
     opts = (*case.opts, "MODEL.MASK_FORMER.TRAIN_NUM_POINTS", "1024", "MODEL.SWIN.DROP_PATH_RATE", "0.0")
     case = dataclasses.replace(case, dtype="float64", opts=opts)
     ours, peer = _sides(case)
@@ -91,7 +91,7 @@ def agreement(case: dict[str, Any]) -> dict[str, float]:
             results = [_losses_and_gradients(side, samples) for side in (peer, ours)]
             losses, gradients = zip(*results, strict=True)
             found["losses"] = max(_deviation(*(table[name] for table in losses)) for name in losses[1])
-            # Some gradients are zero but for rounding: a key's bias moves all logits of a softmax alike.
+            # Some gradients are zero up to rounding: a key's bias shifts all logits of a softmax alike.
             noise = 1e-9 * max(gradient.abs().max() for gradient in gradients[1].values())
             found["gradients"] = max(_deviation(*(table[name] for table in gradients), noise) for name in gradients[1])
     return found
@@ -106,8 +106,8 @@ def _losses_and_gradients(side: Side, samples: list[dict]) -> tuple[dict[str, Te
 
 @contextmanager
 def _in_float64() -> Iterator[None]:
-    """Peers turn to float32 where half precision would not do, and here that would be a loss; and they draw points,
-    which must be everyone's."""
+    """Peers cast to float32 where half precision is not enough, which would lose precision here; and they draw random
+    points, which must be the same on both sides."""
     originals = torch.Tensor.float, torch.rand
     torch.Tensor.float, torch.rand = torch.Tensor.double, _even
     torch.set_default_dtype(torch.float64)
@@ -119,15 +119,15 @@ def _in_float64() -> Iterator[None]:
 
 
 def _even(*shape: int, device=None, dtype=None, **_) -> Tensor:
-    """In place of random points the same for everybody: (..., n, 2), spread evenly (a lattice of golden ratios), the
-    n of a shorter draw being the first of a longer one."""
+    """Replaces `torch.rand`: the same points on both sides, (..., n, 2), evenly spread (a golden-ratio lattice); a
+    shorter draw is a prefix of a longer one."""
     i = torch.arange(shape[-2], dtype=torch.float64)
     points = torch.stack([(0.754877666 * i) % 1, (0.569840291 * i) % 1], -1)
     return points.to(device=device, dtype=dtype or points.dtype).expand(shape).clone()
 
 
 def _deviation(value: Tensor, reference: Tensor, least: float | Tensor = 1e-30) -> float:
-    """Largest, relative to the largest value of the reference, which counts as `least` at least."""
+    """Largest difference, relative to the largest value of the reference, or to `least` if that is larger."""
     value, reference = value.detach().to(reference), reference.detach()
     return float((value - reference).abs().max() / reference.abs().max().clamp(min=least))
 
@@ -180,11 +180,11 @@ def _step(case: Case, side: Side) -> tuple[Callable[[], Any], list[Boundary]]:
             sum(losses.values()).backward()
 
         return loss, [*side.losses(), backward]
-    raise ValueError(f"a case is of the kind {case.kind!r}; choose inference, labels, training or criterion")
+    raise ValueError(f"the kind of a case is {case.kind!r}; choose inference, labels, training or criterion")
 
 
 def _predictions(case: Case, side: Side, samples: list[dict]) -> tuple[dict, list[dict]]:
-    """What a head hands to its criterion, made of noise: leaves, so that the backward pass ends there."""
+    """Random outputs of a head for the criterion: leaf tensors, so that the backward pass ends there."""
     generator = torch.Generator().manual_seed(2)
     former, head = side.cfg.MODEL.MASK_FORMER, side.cfg.MODEL.SEM_SEG_HEAD
     height, width = (-(-length // 32) * 8 for length in case.size)
@@ -205,13 +205,13 @@ def _predictions(case: Case, side: Side, samples: list[dict]) -> tuple[dict, lis
 
 
 def _work(case: Case, side: Ours) -> dict[str, int]:
-    """Of our parts, in their plain forms: what the result needs, whatever the faster ones call."""
+    """The work of our parts, counted on their plain forms: what the result needs, whatever the faster ones call."""
     step, boundaries = _step(case, side)
     counter = FlopCounterMode(display=False, custom_mapping=FORMULAS | _MORE_FORMULAS)
     trained = [p for p in side.model.parameters() if p.requires_grad and case.kind in ("inference", "labels")]
-    for parameter in trained:  # the counter would hook itself into a backward pass
+    for parameter in trained:  # else the counter adds backward hooks
         parameter.requires_grad_(False)
-    with switches.off(), torch.compiler.set_stance("force_eager"), counter:  # it sees operations, not compiled code
+    with switches.off(), torch.compiler.set_stance("force_eager"), counter:  # it cannot see into compiled code
         work = read(step, boundaries, Work(counter.get_total_flops), side.methods)
     for parameter in trained:
         parameter.requires_grad_(True)
@@ -219,7 +219,7 @@ def _work(case: Case, side: Ours) -> dict[str, int]:
 
 
 def _complete(case: Case, side: Ours, work: dict[str, int]) -> dict[str, int]:
-    """`work` with the bytes of what is no call of a module."""
+    """`work` with the bytes of the parts that are not calls of a module."""
     weights = parameter_bytes(side.model)
     pictures = tensor_bytes(images(case.size, case.batch, case.place))
     results = work[f"{WHOLE}/out"]
@@ -228,7 +228,7 @@ def _complete(case: Case, side: Ours, work: dict[str, int]) -> dict[str, int]:
         return work | {f"{REST}/bytes": predictions + results, f"{WHOLE}/bytes": weights + pictures + results}
     if case.kind == "criterion":
         return work | {f"{WHOLE}/bytes": work[f"{CRITERION}/bytes"], f"{BACKWARD}/bytes": work[f"{CRITERION}/bytes"]}
-    # Backward reads each weight and writes its gradient. AdamW reads a weight, its gradient and two averages, and
+    # Backward reads each weight and writes its gradient. AdamW reads a weight, its gradient and two moments, and
     # writes all but the gradient.
     backward, optimizer = 2 * weights, 7 * weights
     return work | {
@@ -249,10 +249,10 @@ def _samples_backward(grad_shape, *args, out_shape=None, **kwargs) -> int:
 
 def _attention_backward(grad_shape, query_shape, key_shape, *args, out_shape=None, **kwargs) -> int:
     batch, heads, queries, dim = query_shape
-    return 2 * 5 * batch * heads * queries * key_shape[2] * dim  # the weights once more, and four gradients
+    return 2 * 5 * batch * heads * queries * key_shape[2] * dim  # the weights again, and four gradients
 
 
-# What training and the plain forms call besides.
+# Further operations, called in training and by the plain forms.
 _MORE_FORMULAS = {
     torch.ops.aten.grid_sampler_2d: _samples,
     torch.ops.aten.grid_sampler_2d_backward: _samples_backward,
@@ -261,12 +261,12 @@ _MORE_FORMULAS = {
 
 
 def _named(case: Case, readings: dict[str, float]) -> dict[str, float]:
-    """What is left of a step without its parts is the semantic output of inference, and "other" in training."""
+    """Names the rest of a step: the semantic output in inference, "other" in training."""
     return without_rest(readings, SEMANTIC_OUTPUT if case.kind in ("inference", "labels") else OTHER)
 
 
 def _touch_libraries() -> None:
-    """The code of torch's libraries is read from disk when it is first used, and would count as memory of the model."""
+    """Load torch's libraries: their code is read from disk at first use, and would count as memory of the model."""
     x = torch.rand(1, 32, 32, 32, requires_grad=True)
     y = torch.nn.functional.conv2d(x, torch.rand(32, 32, 3, 3))
     y = torch.nn.functional.group_norm(y, 4).flatten(2).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""What is measured of single operations: deformable attention, and whether a forward pass waits for the GPU."""
+"""Benchmarks of single operations: deformable attention, and whether a forward pass waits for the GPU."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ STRIDES, HEADS, POINTS = (32, 16, 8), 8, 4  # of the paper's pixel decoder
 
 
 def times(case: dict[str, Any]) -> dict[str, Any]:
-    """Of deformable attention: seconds forward and backward by side, the peer being the plain form. Of synchronisation:
-    what waits, as text under "notes"."""
+    """For deformable attention, seconds forward and backward by side, where the peer is the plain form. For
+    synchronisation, what waits, as text under "notes"."""
     case = Case.of(case).prepare()
     if case.kind == "synchronisation":
         return {"notes": _waits(case)}
@@ -35,7 +35,7 @@ def times(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def memory(case: dict[str, Any], side: str) -> dict[str, int]:
-    """Most bytes above the inputs in a step of one side. To be called in a fresh process."""
+    """Peak bytes above the inputs in a step of one side. Call it in a fresh process."""
     case = Case.of(case).prepare()
     if case.kind == "synchronisation":
         return {}
@@ -51,7 +51,7 @@ def _timed(case: Case, step: Callable[[], Any]) -> dict[str, float]:
 
 
 def agreement(case: dict[str, Any]) -> dict[str, float]:
-    """Deviations of the faster form from the plain one where it runs, in its dtype: of the result, of the gradients."""
+    """Deviations of the faster form from the plain one, on the case's device and in its dtype: result and gradients."""
     case = Case.of(case).prepare()
     if case.kind == "synchronisation":
         return {}
@@ -92,9 +92,9 @@ def _steps(case: Case) -> dict[str, Callable[[], list[Tensor]]]:
 
 
 def _waits(case: Case) -> dict[str, str]:
-    """For inference and for the network in training: "nothing waits", or what does."""
+    """For inference and for the network in training: "nothing waits", or the line that does."""
     if case.place.type != "cuda":
-        raise ValueError(f"synchronisation is a matter of GPUs; the device is {case.device}")
+        raise ValueError(f"synchronisation can only be measured on a GPU; the device is {case.device}")
     ours = Ours(case.config, case.opts, case.device, case.dtype)
     samples = images(case.size, case.batch, case.place)
     targets = labelled_images(case.size, case.batch, case.place, ours.num_classes, 10)
@@ -114,7 +114,7 @@ def _waits(case: Case) -> dict[str, str]:
 
 def _first_wait(case: Case, run: Callable[[], Any]) -> str:
     with autocast(case.place, case.dtype):
-        run()  # kernels are chosen and compiled
+        run()  # so that kernels are chosen and compiled
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
         try:

@@ -1,7 +1,7 @@
-"""What ours is measured beside: a checkout of released FASeg or Mask2Former, Hugging Face's package, our plain forms.
+"""What we compare with: a checkout of released FASeg or Mask2Former, Hugging Face's package, or our plain forms.
 
-A checkout is run as it is. What it needs that is not there is supplied from here, before it is imported: its compiled
-deformable attention, in place of which its own form in plain PyTorch is called.
+A checkout runs unmodified, except that without a GPU, or if its compiled deformable attention is missing, the plain
+PyTorch form in the same checkout is called instead.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ class Unusable(ValueError):
 
 
 def find_config(config: str, peer: str, peer_config: str | None) -> str:
-    """The peer's file for our `config`: `peer_config`, or the one that lies in its tree where ours does in this."""
+    """The peer's file for our `config`: `peer_config`, or the file at the same path in the peer's tree."""
     if peer_config:
         return peer_config
     with contextlib.suppress(ValueError):
         candidate = Path(peer, Path(config).resolve().relative_to(ROOT))
         if candidate.exists():
             return str(candidate)
-    raise Unusable(f"{peer} has no file where ours is, {config}; name the config that corresponds: --peer-config YAML")
+    raise Unusable(f"{peer} has no file at the same path as our {config}; pass the peer's config: --peer-config YAML")
 
 
 def build(
@@ -72,14 +72,14 @@ def is_plain(peer: str) -> bool:
 
 
 def plain_names(peer: str) -> tuple[str, ...]:
-    """The faster forms that "plain:NAME,NAME" turns off; none stands for all."""
+    """The faster forms that "plain:NAME,NAME" turns off; empty for all."""
     return tuple(filter(None, peer.partition(":")[2].split(",")))
 
 
 def load_checkout(path: str) -> types.ModuleType:
-    """The `train_net` of a checkout, which has imported everything of the peer."""
+    """The `train_net` module of a checkout, which imports everything of the peer."""
     if not Path(path, "train_net.py").exists() or not Path(path, "mask2former").is_dir():
-        raise Unusable(f"{path} is no checkout of FASeg or Mask2Former: it has no train_net.py beside mask2former/")
+        raise Unusable(f"{path} is not a checkout of FASeg or Mask2Former: it has no train_net.py beside mask2former/")
     if importlib.util.find_spec("detectron2") is None:
         raise Unusable(
             f"the peer {path} needs detectron2, which {sys.executable} does not have; run the benchmark with a Python "
@@ -87,7 +87,7 @@ def load_checkout(path: str) -> types.ModuleType:
         )
     compiled = importlib.util.find_spec(_COMPILED) is not None
     if not compiled:
-        sys.modules[_COMPILED] = types.ModuleType(_COMPILED)  # lets the import succeed; nothing of it is called
+        sys.modules[_COMPILED] = types.ModuleType(_COMPILED)  # a stub for the import, never called
     if path not in sys.path:
         sys.path.insert(0, path)
     spec = importlib.util.spec_from_file_location("peer_train_net", Path(path, "train_net.py"))
@@ -109,11 +109,11 @@ def load_checkout(path: str) -> types.ModuleType:
 
 
 def load_peer_cfg(program: types.ModuleType, file: str, opts: Sequence[str], device: str):
-    """The peer's configuration. Of the keys in `opts`, those that the peer has; the rest concern only this program."""
+    """The peer's configuration, with the `opts` whose keys it has; the others concern only our code."""
     cfg = program.get_cfg()
     program.add_deeplab_config(cfg)
     program.add_maskformer2_config(cfg)
-    cfg.merge_from_file(file)  # by its own reader, as the rest of the peer runs: whoever names it trusts it
+    cfg.merge_from_file(file)  # the peer's own, unsafe reader: the peer is trusted
     pairs = zip(opts[::2], opts[1::2], strict=True)
     known = [word for key, value in pairs if _has(cfg, key) for word in (key, value)]
     cfg.merge_from_list([*known, "MODEL.DEVICE", device])
@@ -121,7 +121,7 @@ def load_peer_cfg(program: types.ModuleType, file: str, opts: Sequence[str], dev
 
 
 class Checkout:
-    """Released FASeg or Mask2Former, out of a folder that holds it."""
+    """Released FASeg or Mask2Former, from a local checkout."""
 
     methods = ("forward_features",)
 
@@ -134,9 +134,9 @@ class Checkout:
             self.model = to_dtype(self.program.Trainer.build_model(self.cfg), dtype)
 
     def load(self, state: OrderedDict[str, Tensor]) -> None:
-        """Our weights, strictly: every one of them has its place, and none is missing."""
-        # Into the dict itself, since a copy would be without its metadata, in which the peer looks for a version.
-        state["criterion.empty_weight"] = self.model.criterion.empty_weight  # made by the config, and no weight
+        """Load our weights, strictly: none missing, none left over."""
+        # Into the dict itself: a copy would lose its metadata, where the peer looks for a version.
+        state["criterion.empty_weight"] = self.model.criterion.empty_weight  # made from the config, not a weight
         self.model.load_state_dict(state, strict=True)
 
     def network(self) -> list[Boundary]:
@@ -172,7 +172,7 @@ class Checkout:
         return self.model([self._sample(sample) for sample in samples])
 
     def _sample(self, sample: dict) -> dict:
-        """As its mapper makes it."""
+        """The sample as the peer's mapper returns it."""
         instances = sys.modules["mask2former.maskformer_model"].Instances(tuple(sample["image"].shape[-2:]))
         instances.gt_classes, instances.gt_masks = sample["labels"], sample["masks"]
         return {**sample, "instances": instances}
@@ -187,11 +187,11 @@ def _has(cfg, key: str) -> bool:
 
 
 class HuggingFace:
-    """transformers' Mask2Former with a ResNet-50, with random weights: the classes and queries are those of `config`.
+    """transformers' Mask2Former with a ResNet-50 and random weights, with the classes and queries of `config`.
 
-    It has neither positional queries that follow the focus nor a high-resolution level. Its outputs are not ours, since
-    its weights are not; it is here for its time and memory. The score map is made as in Mask2Former: the package has a
-    function for labels, which computes at 384 x 384.
+    It has neither dynamic positional queries nor a high-resolution level, and its weights are not ours, so only time
+    and memory are compared. Score maps are made as in Mask2Former: the package only has a function for labels, which
+    works at 384 x 384.
     """
 
     methods = ()
@@ -279,7 +279,7 @@ class HuggingFace:
 
 
 class PlainForms(Ours):
-    """This program with its faster forms turned off: all of them, or those that the name lists."""
+    """Our model with its faster forms turned off: all of them, or those listed in the name."""
 
     commit = None
 

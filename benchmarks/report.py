@@ -10,7 +10,7 @@ from benchmarks.measure import WHOLE, Spread, ratio, spread
 
 
 def title(case: Mapping[str, Any]) -> str:
-    """One line that tells a case from the others."""
+    """One line that identifies a case."""
     config = case["config"].rpartition("/")[2].removesuffix(".yaml")
     parts = [f"{case['kind']}: {config}"]
     if case.get("size"):
@@ -20,7 +20,7 @@ def title(case: Mapping[str, Any]) -> str:
 
 
 def table(result: Mapping[str, Any], peaks: Mapping[str, Mapping[str, float]]) -> str:
-    """Time, share of the roof and memory of a result, a line for each part, the whole first."""
+    """Time, share of the roofline and memory of a result, one row per part, the whole first."""
     times = {side: readings(result["seconds"], side) for side in (OURS, PEER)}
     memory, names = result.get("memory", {}), result.get("names", {})
     roof = peaks.get(result["case"]["dtype"])
@@ -48,7 +48,7 @@ def table(result: Mapping[str, Any], peaks: Mapping[str, Mapping[str, float]]) -
 
 
 def _cell(column: Callable[[str], str], part: str) -> str:
-    """Empty where one of the sides has no such part."""
+    """Empty if one of the sides has no such part."""
     try:
         return column(part)
     except (KeyError, ZeroDivisionError):
@@ -62,14 +62,13 @@ def readings(seconds: Mapping[str, Sequence[Mapping[str, float]]], side: str) ->
 
 
 def attainable(work: Mapping[str, int], part: str, roof: Mapping[str, float]) -> float:
-    """Seconds that the part takes at least: its operations at the peak of products, or its bytes at that of memory,
-    whichever is longer."""
+    """Least seconds of a part: its operations at peak flops or its bytes at peak bandwidth, whichever is longer."""
     bounds = [work[f"{part}/flops"] / roof["flops"], work.get(f"{part}/bytes", 0) / roof["bytes"]]
     return max(bounds)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table that is one to the eye, too; numbers to the right."""
+    """A Markdown table with padded columns, readable as plain text; numbers right-aligned."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
 
     def line(cells: Sequence[str]) -> str:

@@ -1,13 +1,12 @@
 #!/usr/bin/env python3
-"""Time, memory and share of the machine's peak, of the whole and by part; by itself or side by side with a peer.
+"""Measure time, memory and share of the machine's peak, as a whole and by part, alone or against a peer.
 
 python benchmarks/run.py inference labels --size 512 512
 python benchmarks/run.py inference training --size 256 256 --batch 2 --peer ../FASeg --allocator default tuned
 python benchmarks/run.py --suite cpu --peer ../FASeg --json results.json
 python benchmarks/run.py inference --peer huggingface
 
-Each case runs in processes of its own; ours and the peer's steps take turns in one. docs/benchmarks.md says what the
-columns mean.
+Each case runs in fresh processes; our steps and the peer's alternate in one. docs/benchmarks.md explains the columns.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ AGREEMENT_SIZE = (192, 256)  # released FASeg needs 32 cells at 1/32
 
 
 def measured(case: Case, *, memory: bool, check: bool, timeout: float) -> dict[str, Any]:
-    """All that is measured of one case; what fails is said under "failed", and the rest goes on."""
+    """All measurements of one case; those that fail are reported under "failed", and the others go on."""
     values = dataclasses.asdict(case)
     result: dict[str, Any] = {"case": values, "failed": {}}
 
@@ -57,7 +56,7 @@ def measured(case: Case, *, memory: bool, check: bool, timeout: float) -> dict[s
     if timed is None and case.peer:
         timed = attempt("time without the peer", "times", case=values | {"peer": None})
     result |= timed or {}
-    if memory and case.device == "cpu" and KINDS[case.kind] != "data":  # of a GPU it comes with the times
+    if memory and case.device == "cpu" and KINDS[case.kind] != "data":  # on a GPU it comes with the times
         sides = [report.OURS, *([report.PEER] if case.peer else [])]
         found = {side: attempt(f"memory, {side}", "memory", case=values, side=side) for side in sides}
         result["memory"] = {side: parts for side, parts in found.items() if parts}
@@ -65,24 +64,24 @@ def measured(case: Case, *, memory: bool, check: bool, timeout: float) -> dict[s
 
 
 def _to_compare(case: Case) -> dict[str, Any]:
-    """What the answers of the two sides are compared with: of models something small, on the CPU."""
+    """The case on which the results of the two sides are compared: for models a small one, on the CPU."""
     if KINDS[case.kind] != "models":
         return dataclasses.asdict(case)
-    device = case.device if is_plain(case.peer) else "cpu"  # a device has faster forms of its own
+    device = case.device if is_plain(case.peer) else "cpu"  # which forms are used depends on the device
     return dataclasses.asdict(dataclasses.replace(case, size=AGREEMENT_SIZE, device=device, batch=1))
 
 
 def run(
     cases: Sequence[Case], *, check: bool, memory: bool, roofline: bool, timeout: float
 ) -> Iterator[dict[str, Any]]:
-    """Measure, and print as it goes. Gives after each case all that was found so far, what --json writes."""
+    """Measure and print case by case. Yields all results so far after each case, in the form that --json writes."""
     machine = describe(cases[0].device)
     print("; ".join(f"{name} {value}" for name, value in machine.items() if value is not None), flush=True)
     peaks: dict[str, Any] = {}
     agreed: set[tuple] = set()
     results: list[dict[str, Any]] = []
     for case in cases:
-        needs_roof = roofline and KINDS[case.kind] == "models"  # the others have no parts to hold against it
+        needs_roof = roofline and KINDS[case.kind] == "models"  # only these count their work
         if needs_roof and case.dtype not in peaks and case.dtype != "float64":
             arguments = {"device": case.device, "dtype": case.dtype, "threads": case.threads}
             try:
@@ -113,26 +112,26 @@ def run(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The program. Raises SystemExit with 2 for what the user can put right, with 1 where a measurement failed."""
+    """Entry point. Raises SystemExit(2) for invalid arguments, SystemExit(1) if a measurement failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"{', '.join(KINDS)} (inference training)")
-    parser.add_argument("--suite", choices=SUITES, help="a list of cases, in place of KINDs and their sizes")
+    parser.add_argument("--suite", choices=SUITES, help="a predefined list of cases, instead of KINDs and sizes")
     parser.add_argument("--config-file", default=str(DEFAULT_CONFIG), metavar="YAML", help="(ADE20K, FASeg R50)")
-    parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="config; a peer gets those it has")
-    parser.add_argument("--size", type=int, nargs=2, action="append", metavar=("H", "W"), help="several (512 512)")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1], help="images at once (1)")
+    parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="config; a peer gets those it knows")
+    parser.add_argument("--size", type=int, nargs=2, action="append", metavar=("H", "W"), help="repeatable (512 512)")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1], help="images per step (1)")
     parser.add_argument("--dtype", nargs="+", default=["float32"], choices=DTYPES, help="(float32)")
     parser.add_argument("--allocator", nargs="+", default=["default"], choices=["default", "tuned"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=0, help="of the CPU (torch's choice)")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads (torch's default)")
     parser.add_argument("--rounds", type=int, default=5, help="steps of each side (5)")
     parser.add_argument("--peer", metavar="PATH", help="a checkout of FASeg or Mask2Former, huggingface, or plain")
-    parser.add_argument("--peer-config", metavar="YAML", help="the peer's (the file at the same place in its tree)")
-    parser.add_argument("--no-check", action="store_true", help="do not compare the peer's answers with ours first")
+    parser.add_argument("--peer-config", metavar="YAML", help="the peer's config (the same path in its tree)")
+    parser.add_argument("--no-check", action="store_true", help="do not compare the peer's results with ours first")
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--no-roofline", action="store_true")
-    parser.add_argument("--timeout", type=float, default=600, help="seconds for each process (600)")
-    parser.add_argument("--json", metavar="FILE", help="write all numbers here")
+    parser.add_argument("--timeout", type=float, default=600, help="seconds per process (600)")
+    parser.add_argument("--json", metavar="FILE", help="write all results here")
     args = parser.parse_args(arguments)
     for name in ("rounds", "timeout"):
         if getattr(args, name) < 1:
@@ -140,20 +139,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if min(args.batch) < 1:
         parser.error(f"--batch is {min(args.batch)}; it must be at least 1")
     if len(args.opts) % 2:
-        parser.error(f"--opts come in pairs KEY VALUE; {args.opts[-1]!r} has no partner")
+        parser.error(f"--opts takes pairs KEY VALUE; {args.opts[-1]!r} has no value")
     if unknown := sorted(set(args.kinds) - set(KINDS)):
         parser.error(f"{', '.join(unknown)} cannot be measured; choose from {', '.join(KINDS)}")
     if args.suite == "gpu" and args.device == "cpu":
-        parser.error("--suite gpu measures a GPU, and --device is cpu (the default without a GPU)")
+        parser.error("--suite gpu needs a GPU; --device is cpu (the default without one)")
     if args.suite and args.kinds:
-        parser.error(f"--suite {args.suite} names its own cases; leave out {' '.join(args.kinds)}")
+        parser.error(f"--suite {args.suite} defines its own cases; leave out {' '.join(args.kinds)}")
     cases = _cases(args, parser)
     command = ["python", "benchmarks/run.py", *(sys.argv[1:] if arguments is None else arguments)]
     started = time.perf_counter()
     wanted = {"memory": not args.no_memory, "roofline": not args.no_roofline, "check": not args.no_check}
     for found in run(cases, **wanted, timeout=args.timeout):
         found |= {"command": command, "seconds": time.perf_counter() - started}
-        if args.json:  # after each case, so that what was measured is kept if a later case fails
+        if args.json:  # after each case, so that results are kept if a later case fails
             Path(args.json).write_text(json.dumps(found, indent=1) + "\n")
     if any(result["failed"] for result in found["results"]):
         sys.exit(1)
@@ -164,7 +163,7 @@ def _cases(args: argparse.Namespace, parser: argparse.ArgumentParser) -> list[Ca
     if peer and peer != HUGGING_FACE and not is_plain(peer):
         if not Path(peer).is_dir():
             parser.error(
-                f"--peer is {peer}, which is no folder; give a checkout of FASeg or Mask2Former, huggingface or plain"
+                f"--peer is {peer}, not a folder; give a checkout of FASeg or Mask2Former, huggingface or plain"
             )
         peer = str(Path(peer).resolve())
     base = Case(

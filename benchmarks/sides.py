@@ -1,4 +1,4 @@
-"""Models as the benchmark sees them, ours and others': built, loaded with the same weights, and run step by step."""
+"""The models of a benchmark, ours and others': built, loaded with the same weights, and run step by step."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from benchmarks.measure import Boundary
 from fasegr.engine.optimizer import build_gradient_clipper, build_optimizer
 from fasegr.engine.train_step import TrainStep
 
-AMP = ("bfloat16", "float16")  # computed by autocast, as in training; float32 and float64 are the model's own type
+AMP = ("bfloat16", "float16")  # by autocast, as in training; float32 and float64 are the dtype of the model itself
 
 BACKBONE, PIXEL_DECODER, DECODER = "backbone", "pixel decoder", "decoder"
 CRITERION, MATCHING, BACKWARD, OPTIMIZER = "criterion", "matching", "backward", "optimizer"
 
 
 class Side(Protocol):
-    """A model, and how to run it. `methods` are those that count as calls of a part, beside the usual call."""
+    """A model and how to run it. `methods`: names of methods that count as calls of a part, besides `__call__`."""
 
     name: str
     model: nn.Module
@@ -61,7 +61,7 @@ def images(size: tuple[int, int], batch: int, device: torch.device) -> list[dict
 def labelled_images(
     size: tuple[int, int], batch: int, device: torch.device, num_classes: int, num_masks: int
 ) -> list[dict]:
-    """The same with `num_masks` masks each, of different classes: blocks of a coarse grid."""
+    """The same images with `num_masks` masks each, of distinct classes: blocks of a coarse grid."""
     generator = torch.Generator().manual_seed(1)
     samples = images(size, batch, device)
     num_masks = min(num_masks, num_classes)
@@ -75,7 +75,7 @@ def labelled_images(
 
 
 def network_parts(model: nn.Module) -> list[Boundary]:
-    """Of a segmentor in Mask2Former's layout, ours or a checkout's."""
+    """The network of a segmentor in Mask2Former's layout, ours or a checkout's."""
     head = model.sem_seg_head
     return [
         Boundary(BACKBONE, model, "backbone"),
@@ -90,7 +90,7 @@ def loss_parts(model: nn.Module) -> list[Boundary]:
 
 
 class Ours:
-    """This program."""
+    """Our model."""
 
     methods = ()
 
@@ -101,8 +101,8 @@ class Ours:
         self.model = to_dtype(fasegr.build_model(self.cfg), dtype)
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
-                # At first all tokens look in the same directions, at points exactly on pixels. Trained ones do not,
-                # and a bilinear sample on a pixel has two gradients.
+                # At initialisation all tokens sample the same offsets, exactly at pixel centres. Trained ones do not,
+                # and the gradient of a bilinear sample at a pixel centre is not unique.
                 if name.endswith("sampling_offsets.weight"):
                     parameter.normal_(std=0.05)
 

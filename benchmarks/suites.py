@@ -1,4 +1,4 @@
-"""Lists of cases with a name: what the documentation shows, and what a GPU is asked in one call."""
+"""Named lists of cases: those of the figures in the documentation, and all GPU measurements."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def data(base: Case) -> list[Case]:
 
 
 def forms(base: Case) -> list[Case]:
-    """Each faster form that a CPU uses, on and off: whole steps in which it is used, with the allocator of programs."""
+    """Each faster form on a CPU, on and off: whole steps that use it, with the allocator that the programs use."""
     model = dataclasses.replace(base, config=str(ADE20K / "faseg_r50.yaml"), allocator="tuned")
     training = dataclasses.replace(model, kind="training", batch=2)
     cases = [dataclasses.replace(model, kind="inference", peer="plain:embedding_bag")]
@@ -64,7 +64,7 @@ def forms(base: Case) -> list[Case]:
 
 
 def gpu(base: Case) -> list[Case]:
-    """All that a GPU is asked, the most important first; less than ten minutes."""
+    """All GPU measurements, the most important first; takes less than ten minutes."""
     model = dataclasses.replace(base, config=str(ADE20K / "faseg_r50.yaml"), rounds=max(base.rounds, 10), warmup=3)
     inference = dataclasses.replace(model, kind="inference", dtype="float16")
     training = dataclasses.replace(model, kind="training", batch=16, dtype="bfloat16")

@@ -1,4 +1,4 @@
-"""A process that measures one thing: reads from standard input what to call, and writes what it returns to a file."""
+"""The process of one measurement: reads what to call from standard input, and writes the result to a file."""
 
 import importlib
 import json

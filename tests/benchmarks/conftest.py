@@ -11,7 +11,7 @@ SMALL = {"MODEL.MASK_FORMER.TRAIN_NUM_POINTS": 64, "MODEL.WEIGHTS": ""}
 
 @pytest.fixture
 def case():
-    """A function that describes a small case by what is special about it, as it travels between processes."""
+    """A function that makes a small case, with changes, in the form that is passed between processes."""
 
     def of(kind, **changes):
         opts = tuple(str(word) for pair in SMALL.items() for word in pair)

@@ -52,7 +52,7 @@ def test_memory(before, after, verdict):
     assert _verdict(_result(STEADY, before), _result(STEADY, after)) == verdict
 
 
-def test_program_ends_with_one_where_something_is_slower(tmp_path, capsys):
+def test_exits_with_one_if_something_is_slower(tmp_path, capsys):
     files = [tmp_path / "before.json", tmp_path / "after.json"]
     for file, seconds in zip(files, (STEADY, [2.0, 2.0, 2.0]), strict=True):
         file.write_text(json.dumps(_result(seconds)))

@@ -26,7 +26,7 @@ def test_predictions_have_nine_classes():
 
 
 @pytest.mark.parametrize("kind", ["mapper", "evaluation", "evaluation-labels"])
-def test_a_round_looks_at_all_images(case, kind):
+def test_a_round_covers_all_images(case, kind):
     result = data.times(case(kind, batch=2))
     assert [list(reading) for reading in result["seconds"]["ours"]] == [["whole"]] * 2
     assert result["names"] == {"ours": "ours"}

@@ -7,12 +7,12 @@ def test_description_says_what_and_when():
     assert found["threads"] >= 1
 
 
-def test_commit_of_what_is_no_checkout(tmp_path):
+def test_a_folder_that_is_not_a_checkout_has_no_commit(tmp_path):
     assert machine.commit_name(tmp_path) is None
 
 
-def test_peaks_are_those_of_the_quickest_runs(monkeypatch):
-    monkeypatch.setattr(machine, "tune_allocator", lambda: None)  # of the process, which other tests share
+def test_peaks_are_those_of_the_fastest_runs(monkeypatch):
+    monkeypatch.setattr(machine, "tune_allocator", lambda: None)  # a setting of the process, which other tests share
     monkeypatch.setattr(machine, "_best", lambda run, device: run() is not None and 0.5)
     found = machine.peaks("cpu", "float32")
     assert found["flops"] == 2 * max(1024**3, 4096 * 256 * 1024) / 0.5

@@ -38,7 +38,7 @@ class Network(nn.Module):
 
 
 class Log:
-    """A meter that writes down what it sees."""
+    """A meter that records its calls."""
 
     def __init__(self):
         self.seen = []
@@ -67,7 +67,7 @@ def test_parts_are_metered_and_put_back():
     x = torch.rand(5, 2)
     with metered([Boundary("a", network, "first"), Boundary("b", network, "second")], log):
         inside = network(x)
-        assert network.first.in_features == 2  # stands in for the part in every way
+        assert network.first.in_features == 2  # the wrapper has the attributes of the part
         assert len(list(network.parameters())) == 4
     assert log.seen == ["a", first, "b", network.second]
     assert torch.equal(inside, network(x))
@@ -129,7 +129,7 @@ def test_clock_adds_up_calls_and_names_the_rest(ticks):
 
     step, clock = Step(), Clock(CPU)
     boundaries = [Boundary("inner", step, "inner"), Boundary("outer", step, "outer")]
-    # outer holds one of the two calls of inner: 15 in all, 4 of outer, 1 of inner outside of it
+    # one of the two calls of inner is within outer: 15 in total, 4 in outer, 1 in inner outside of it
     assert read(step, boundaries, clock) == {WHOLE: 15, "outer": 4, "inner": 2, REST: 10}
     assert list(read(step, boundaries, clock)) == [WHOLE, "outer", "inner", REST]
     assert read(step, [], clock) == {WHOLE: 15}
@@ -205,14 +205,14 @@ def test_sides_take_turns():
 def test_spread_and_ratio():
     assert spread([3.0]) == Spread(3, 3, 3)
     assert spread([5.0, 1.0, 3.0, 2.0, 4.0]) == Spread(3, 2, 4)
-    # the machine is twice as slow in the last round: the pairs do not see it
+    # the machine is twice as slow in the last round, which leaves the ratios unchanged
     assert ratio([20.0, 22.0, 40.0], [10.0, 11.0, 20.0]) == Spread(2, 2, 2)
 
 
 def test_a_fresh_process_returns_or_says_why_not():
     assert in_fresh_process("posixpath:basename", {"p": "/a/b"}) == "b"
     assert in_fresh_process("os:getpid", {}) != os.getpid()
-    with pytest.raises(Failed, match=r"ended with 1:\n(.*\n)*.*unexpected keyword argument"):
+    with pytest.raises(Failed, match=r"exited with 1:\n(.*\n)*.*unexpected keyword argument"):
         in_fresh_process("posixpath:basename", {"q": "/a/b"})
     with pytest.raises(Failed, match="longer than 0 s"):
         in_fresh_process("time:monotonic", {}, timeout=0.001)

@@ -33,7 +33,7 @@ def test_training_by_part(case):
     assert result["work"]["whole/flops"] > 2 * result["work"]["decoder/flops"]
 
 
-def test_criterion_alone(case):
+def test_criterion_only(case):
     (first, _) = models.times(case("criterion"))["seconds"]["ours"]
     assert list(first) == ["whole", "criterion", "matching", "backward", "other"]
 
@@ -55,13 +55,13 @@ def test_work_is_counted_by_part(case):
 def test_the_plain_forms_agree(case, kind):
     found = models.agreement(case(kind, peer="plain"))
     assert list(found) == (["scores"] if kind == "inference" else ["scores", "losses", "gradients"])
-    # A gradient that is zero but for rounding, 1e-18, is compared with the least that is told from noise, 1e-9.
+    # A gradient that is zero up to rounding, 1e-18, is taken relative to the noise level, 1e-9.
     assert max(found.values()) < 1e-8
     assert torch.get_default_dtype() == torch.float32
     assert torch.rand(3).unique().numel() == 3
 
 
-def test_an_answer_that_differs_is_seen(case, monkeypatch):
+def test_a_different_result_is_noticed(case, monkeypatch):
     monkeypatch.setattr(models.peers.PlainForms, "load", lambda self, state: self.model.sem_seg_head.apply(_disturb))
     assert models.agreement(case("inference", peer="plain"))["scores"] > 1e-4
 

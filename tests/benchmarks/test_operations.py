@@ -18,6 +18,6 @@ def test_deformable_attention_agrees(case):
     assert max(found.values()) < 1e-12
 
 
-def test_synchronisation_wants_a_gpu(case):
+def test_synchronisation_needs_a_gpu(case):
     with pytest.raises(ValueError, match="the device is cpu"):
         operations.times(case("synchronisation"))

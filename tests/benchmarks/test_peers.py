@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 OURS = ROOT / "configs/ade20k/semantic-segmentation/faseg_r50.yaml"
 
 
-def test_the_config_at_the_same_place(tmp_path):
+def test_the_config_at_the_same_path(tmp_path):
     there = tmp_path / OURS.relative_to(ROOT)
     with pytest.raises(peers.Unusable, match="--peer-config"):
         peers.find_config(str(OURS), str(tmp_path), None)
@@ -23,12 +23,12 @@ def test_the_config_at_the_same_place(tmp_path):
         peers.find_config("/elsewhere/mine.yaml", str(tmp_path), None)
 
 
-def test_what_is_no_checkout_is_said(tmp_path):
+def test_a_folder_that_is_not_a_checkout_is_an_error(tmp_path):
     with pytest.raises(peers.Unusable, match=r"has no train_net\.py"):
         peers.load_checkout(str(tmp_path))
 
 
-def test_detectron2_is_asked_for(tmp_path, monkeypatch):
+def test_a_checkout_needs_detectron2(tmp_path, monkeypatch):
     (tmp_path / "mask2former").mkdir()
     (tmp_path / "train_net.py").touch()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -36,7 +36,7 @@ def test_detectron2_is_asked_for(tmp_path, monkeypatch):
         peers.load_checkout(str(tmp_path))
 
 
-def test_transformers_is_asked_for(case, monkeypatch):
+def test_huggingface_needs_transformers(case, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with pytest.raises(peers.Unusable, match="pip install transformers"):
         models.times(case("inference", peer="huggingface"))
@@ -50,7 +50,7 @@ def test_plain_names():
     assert peers.plain_names("plain:a,b") == ("a", "b")
 
 
-@pytest.mark.skipif("FASEGR_PEER" not in os.environ, reason="FASEGR_PEER names no checkout of FASeg")
+@pytest.mark.skipif("FASEGR_PEER" not in os.environ, reason="FASEGR_PEER is not set to a checkout of FASeg")
 @pytest.mark.skipif(importlib.util.find_spec("detectron2") is None, reason="the peer needs detectron2")
 def test_a_checkout_agrees(case):
     small = ("MODEL.MASK_FORMER.DEC_LAYERS", "6", "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS", "1")

@@ -34,7 +34,7 @@ def test_title():
     assert title(CASE | {"opts": ["A.B", "1"]}).endswith(", A.B 1")
 
 
-def test_table_has_a_line_for_each_part():
+def test_table_has_a_row_for_each_part():
     text = table(RESULT, PEAKS)
     assert dict(zip(_cells(text, 0), _cells(text, 2), strict=True)) == {
         "3 rounds": "whole",
@@ -47,7 +47,7 @@ def test_table_has_a_line_for_each_part():
         "other MiB": "4",
         "memory ratio": "0.25",
     }
-    # what the peer has no such part of stays empty
+    # the peer's cells are empty where it has no such part
     assert _cells(text, 3) == ["part", "5.0 (4.5..5.5)", "20 %", "", "", "", "0", "", ""]
 
 

@@ -39,7 +39,7 @@ def test_table_and_json(small, tmp_path, capsys, monkeypatch):
     assert "labels" in written["command"]
 
 
-def test_what_fails_is_said_and_the_rest_goes_on(small, capsys, monkeypatch):
+def test_failures_are_reported_and_the_rest_goes_on(small, capsys, monkeypatch):
     def fails_once(function, arguments, timeout=None):
         if arguments["case"]["batch"] == 1:
             raise Failed("its process ended with -9:\nout of memory")
@@ -61,13 +61,13 @@ def test_what_fails_is_said_and_the_rest_goes_on(small, capsys, monkeypatch):
         (["inferense"], "inferense cannot be measured"),
         (["--rounds", "0"], "--rounds is 0"),
         (["--batch", "0"], "--batch is 0"),
-        (["--opts", "A"], "'A' has no partner"),
-        (["--peer", "/nowhere"], "/nowhere, which is no folder"),
-        (["inference", "--suite", "cpu"], "names its own cases"),
-        (["--suite", "gpu", "--device", "cpu"], "--suite gpu measures a GPU"),
+        (["--opts", "A"], "'A' has no value"),
+        (["--peer", "/nowhere"], "/nowhere, not a folder"),
+        (["inference", "--suite", "cpu"], "defines its own cases"),
+        (["--suite", "gpu", "--device", "cpu"], "--suite gpu needs a GPU"),
     ],
 )
-def test_what_cannot_be_done_is_one_message(arguments, message, capsys):
+def test_invalid_arguments_are_one_message(arguments, message, capsys):
     with pytest.raises(SystemExit) as stopped:
         run.main(arguments)
     assert stopped.value.code == 2
