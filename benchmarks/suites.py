@@ -57,7 +57,7 @@ def forms(base: Case) -> list[Case]:
     model = dataclasses.replace(base, config=str(ADE20K / "faseg_r50.yaml"), allocator="tuned")
     training = dataclasses.replace(model, kind="training", batch=2)
     cases = [dataclasses.replace(model, kind="inference", peer="plain:embedding_bag")]
-    for name in ("embedding_bag", "patch_products", "sparse_mask_gradient", "point_table"):
+    for name in ("embedding_bag", "patch_products", "point_table"):
         case = dataclasses.replace(training, peer=f"plain:{name}")
         cases += [dataclasses.replace(case, size=(256, 256)), case]
     return cases

@@ -7,7 +7,6 @@ forms and turns them off.
 from fasegr.modeling.ops.class_argmax import class_argmax
 from fasegr.modeling.ops.convolution import conv2d
 from fasegr.modeling.ops.deformable_attention import deformable_attention
-from fasegr.modeling.ops.mask_logits import mask_logits
 from fasegr.modeling.ops.memory_format import channels_last
 from fasegr.modeling.ops.point_sample import point_sampler
 from fasegr.modeling.ops.sync_batch_norm import SyncBatchNorm
@@ -20,7 +19,6 @@ __all__ = [
     "class_argmax",
     "conv2d",
     "deformable_attention",
-    "mask_logits",
     "point_sampler",
     "tile_elements",
     "to_device",

@@ -82,6 +82,16 @@ def _uses_patch_products(x: Tensor, weight: Tensor) -> bool:
         and weight.requires_grad
         and weight.shape[2:] != (1, 1)
         and torch.backends.cpu.get_cpu_capability() == "AVX2"
-        and switches.eager_on_cpu(x, weight)
+        and _eager_on_cpu(x, weight)
         and switches.enabled("patch_products")
+    )
+
+
+def _eager_on_cpu(*tensors: Tensor) -> bool:
+    """Whether all are CPU tensors with content, in one type, float32 or float64, outside autocast and torch.compile."""
+    return (
+        all(type(x) in (Tensor, torch.nn.Parameter) and x.device.type == "cpu" for x in tensors)
+        and {x.dtype for x in tensors} in ({torch.float32}, {torch.float64})
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
     )

@@ -12,15 +12,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-from torch import Tensor
-
 # name -> what is computed in another way, and where
 FASTER_FORMS = {
     "embedding_bag": "deformable attention as one weighted bag, on a CPU (deformable_attention.py)",
     "triton_deformable_attention": "deformable attention as one kernel, on a GPU (triton_deformable_attention.py)",
     "patch_products": "gradients of convolution weights as matrix products, on a CPU with AVX2 only (convolution.py)",
-    "sparse_mask_gradient": "no gradient products for masks that no loss reads, on a CPU (mask_logits.py)",
     "class_argmax": "the likeliest class of each pixel, plane by plane, on a CPU (class_argmax.py)",
     "point_table": "masks sampled at points as a table lookup (point_sample.py)",
 }
@@ -33,16 +29,6 @@ def enabled(name: str) -> bool:
     if name not in FASTER_FORMS:
         raise KeyError(f"there is no faster form {name!r}; choose from {', '.join(FASTER_FORMS)}")
     return name not in _off and name not in _off_by_environment()
-
-
-def eager_on_cpu(*tensors: Tensor) -> bool:
-    """Whether all are CPU tensors with content, in one type, float32 or float64, outside autocast and torch.compile."""
-    return (
-        all(type(x) in (Tensor, torch.nn.Parameter) and x.device.type == "cpu" for x in tensors)
-        and {x.dtype for x in tensors} in ({torch.float32}, {torch.float64})
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
-    )
 
 
 @contextmanager

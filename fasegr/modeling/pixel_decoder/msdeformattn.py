@@ -152,7 +152,8 @@ class MSDeformAttnPixelDecoder(nn.Module):
 
     in_channels: {name: channels}, finest map first. strides: {name: stride}. encoder_features: the names that enter
     the deformable encoder; finer ones are merged behind it, FPN-like, down to `common_stride`.
-    num_levels: maps handed to the transformer decoder, coarse first (3: the encoder's; 4: the 1/4 map as well).
+    num_levels: maps handed to the transformer decoder, coarse first (3: the encoder's; 4: the 1/4 map as well). What is
+    not read there would have parameters without gradients, so with few layers it is not handed out.
     key_position: "conditional" (FASeg), "sinusoidal" (Mask2Former) or "learnable".
     """
 
@@ -224,10 +225,12 @@ class MSDeformAttnPixelDecoder(nn.Module):
         missing = [name for name in head.IN_FEATURES if name not in input_shape]
         if missing:
             raise ValueError(f"MODEL.SEM_SEG_HEAD.IN_FEATURES has {missing}; the backbone gives {list(input_shape)}")
+        read = min(len(level_strides(faseg.HIGH_RES.ATTENTION, faseg.HIGH_RES.LEVELS)), former.DEC_LAYERS - 1)
+        encoder_features = head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES
         return {
             "in_channels": {name: input_shape[name].channels for name in head.IN_FEATURES},
             "strides": {name: input_shape[name].stride for name in head.IN_FEATURES},
-            "encoder_features": head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES,
+            "encoder_features": encoder_features,
             "dim": head.CONVS_DIM,
             "mask_dim": head.MASK_DIM,
             "norm": head.NORM,
@@ -237,7 +240,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
             "ffn_dim": head.DEFORMABLE_TRANSFORMER_ENCODER_DIM_FEEDFORWARD,
             "dropout": former.DROPOUT,
             "common_stride": head.COMMON_STRIDE,
-            "num_levels": len(level_strides(faseg.HIGH_RES.ATTENTION, faseg.HIGH_RES.LEVELS)),
+            "num_levels": max(read, len(encoder_features)),
             "key_position": faseg.KEY_POSITION,
         }
 

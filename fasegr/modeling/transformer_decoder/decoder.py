@@ -7,13 +7,13 @@ FASeg paper (positional queries, high-resolution cross-attention), as the author
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fasegr.modeling import ops
 from fasegr.modeling.layers import MLP, c2_xavier_fill
 from fasegr.modeling.pixel_decoder import PixelDecoderOutput
 from fasegr.modeling.transformer_decoder.attention import CrossAttentionContext, FFNLayer, SelfAttentionLayer
@@ -45,7 +45,7 @@ class _PredictionInput(NamedTuple):
 class MultiScaleMaskedTransformerDecoder(nn.Module):
     """FASeg's decoder, and Mask2Former's under other arguments.
 
-    num_layers: decoder layers; layer i attends to level i mod the number of levels.
+    num_layers: decoder layers; layer i attends to level i mod the number of levels; without a layer there is no level.
     positional_query: "dfpq", "learnable", "grid_anchor", "dynamic_anchor" or "dynamic_foreground".
     first_query_region: of DFPQ, "background" or "foreground".
     mask_threshold: of masked attention. high_res_attention: "hrca", "random", "vanilla", "rcda" or "none".
@@ -86,7 +86,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             omega=omega,
             selection=high_res_selection,
             query=high_res_query,
-        )
+        )[:num_layers]  # a level that no layer reads would have parameters without gradients
         if positional_query in ("learnable", "grid_anchor"):
             self.positional_query = ConstantQuery()
         else:
@@ -153,7 +153,8 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
 
     def forward(self, maps: PixelDecoderOutput) -> list[Prediction]:
         """Predictions, the last layer's last. In evaluation mode there is only that one."""
-        levels = [self._level(i, f, p) for i, (f, p) in enumerate(zip(maps.features, maps.key_positions, strict=True))]
+        pairs = zip(maps.features, maps.key_positions, strict=True)
+        levels = [self._level(i, f, p) for i, (f, p) in enumerate(islice(pairs, len(self.input_proj)))]
         level_mask_features = self._level_mask_features(maps.mask_features, levels)
 
         batch = maps.mask_features.shape[0]
@@ -218,8 +219,8 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         return _PredictionInput(normed, self.mask_embed(normed))
 
     def _predictions(self, inputs: Sequence[_PredictionInput], mask_features: Tensor) -> list[Prediction]:
-        masks = ops.mask_logits([layer.mask_embed for layer in inputs], mask_features)
+        features, size = mask_features.flatten(2), mask_features.shape[-2:]
         return [
-            Prediction(self.class_embed(layer.queries), mask_logits)
-            for layer, mask_logits in zip(inputs, masks, strict=True)
+            Prediction(self.class_embed(layer.queries), (layer.mask_embed @ features).unflatten(2, size))
+            for layer in inputs
         ]
