@@ -1,1 +1,1 @@
-"""Measurements of the program, by itself and beside its peers; see docs/benchmarks.md."""
+"""Benchmarks of the program, alone and against peers; see docs/benchmarks.md."""

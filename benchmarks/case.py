@@ -55,7 +55,7 @@ class Case:
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Case:
-        """The case that `dataclasses.asdict`, and possibly JSON, made `values` from."""
+        """The inverse of `dataclasses.asdict`, also after a round trip through JSON."""
         return cls(**{**values, "size": tuple(values["size"]), "opts": tuple(values["opts"])})
 
     @property

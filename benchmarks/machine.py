@@ -72,10 +72,10 @@ def peaks(device: str, dtype: str, threads: int = 0) -> dict[str, float]:
     if threads:
         torch.set_num_threads(threads)
     tune_allocator()  # a convolution allocates its output
-    place, kind = torch.device(device), getattr(torch, dtype)
+    torch_device, torch_dtype = torch.device(device), getattr(torch, dtype)
     with torch.no_grad():
-        flops = max(_product_speeds(place, kind))
-        return {"flops": flops, "bytes": _triad_speed(place)}
+        flops = max(_product_speeds(torch_device, torch_dtype))
+        return {"flops": flops, "bytes": _triad_speed(torch_device)}
 
 
 def _product_speeds(device: torch.device, dtype: torch.dtype) -> list[float]:

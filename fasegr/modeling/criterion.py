@@ -1,4 +1,4 @@
-"""The set loss: classes for all queries, masks for the matched ones (MaskFormer; at sampled points: Mask2Former)."""
+"""The set loss: classes for all queries, masks for the matched ones (MaskFormer), at sampled points (Mask2Former)."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ class SetCriterion(nn.Module):
 
     Each prediction is matched to the targets separately. Then
 
-    - loss_ce: cross-entropy of all queries, those without a target counting as no-object (class C) with a smaller
-      weight, divided by the sum of the weights;
+    - loss_ce: cross-entropy of all queries, unmatched ones counting as no-object (class C) with a smaller weight,
+      divided by the sum of the weights;
     - loss_mask, loss_dice: of the matched queries at P points, summed and divided by the number of targets. A share of
-      the points are the most uncertain of random candidates, the rest is random (PointRend).
+      the points are the most uncertain of random candidates, the rest are random (PointRend).
 
-    All masks of an image and all predictions share the candidates, and the matching takes its points from them. Each
-    mask sees points of the same distribution as if they were drawn for it.
+    All masks of an image and all predictions share the candidates, and the matching takes its points from them. For
+    each mask, the points are distributed as if they were drawn for it separately.
 
-    **Over ranks.** Both divisors are sums over the whole batch, wherever its images are. With W ranks, each having a
-    share of the terms l_i of a loss, and N the sum of the divisors of all of them, rank r computes
+    **Over ranks.** Both divisors are sums over the whole batch, on all ranks. With W ranks, each holding some of the
+    terms l_i of a loss, and N the sum of the divisors of all ranks, rank r computes
 
         loss_r = W / N * sum of l_i over the images of r.
 
-    DistributedDataParallel averages gradients: 1/W * sum_r grad loss_r = grad (1/N * sum of all l_i), which is that of
-    one process with the whole batch; so is the mean of the losses over ranks. For the masks, N is at least 1, over all
-    ranks together. It takes one all-reduce of L + 1 numbers.
+    DistributedDataParallel averages gradients: 1/W * sum_r grad loss_r = grad (1/N * sum of all l_i), the gradient of
+    one process with the whole batch; the same holds for the mean of the losses over ranks. For the masks, N is at least
+    1, over all ranks together. This takes one all-reduce of L + 1 numbers.
     """
 
     empty_weight: Tensor
@@ -66,9 +66,9 @@ class SetCriterion(nn.Module):
         importance_sample_ratio: float,
         draw: PointDraw = random_points,
     ):
-        """num_classes: C. no_object_weight: of the no-object class in loss_ce, the others weigh 1. num_points: P.
+        """num_classes: C. no_object_weight: of the no-object class in loss_ce; the others have weight 1. num_points: P.
         oversample_ratio: candidates per point. importance_sample_ratio: the share of the points that is chosen from the
-        candidates. draw: where random points come from.
+        candidates. draw: the source of random points.
         """
         super().__init__()
         if no_object_weight <= 0:
@@ -79,7 +79,7 @@ class SetCriterion(nn.Module):
             raise ValueError(f"the oversample ratio is {oversample_ratio}; it must be >= 1 (3 in the paper)")
         if not 0 <= importance_sample_ratio <= 1:
             raise ValueError(
-                f"the importance sample ratio is {importance_sample_ratio}; it is a share of the points, 0 to 1"
+                f"the importance sample ratio is {importance_sample_ratio}; it must be a share of the points, 0 to 1"
             )
         self.num_classes = num_classes
         self.matcher = matcher
@@ -87,20 +87,20 @@ class SetCriterion(nn.Module):
         self.num_uncertain = int(num_points * importance_sample_ratio)
         self.num_random = num_points - self.num_uncertain
         self.draw = draw
-        # Its name in released checkpoints. It follows from the configuration, so it is not kept in ours.
+        # The name is that of released checkpoints. Ours leave it out, since it follows from the config.
         empty_weight = torch.ones(num_classes + 1)
         empty_weight[num_classes] = no_object_weight
         self.register_buffer("empty_weight", empty_weight, persistent=False)
 
-    @torch.compiler.disable  # the assignment is made on the host, by SciPy: torch.compile is for the network before it
+    @torch.compiler.disable  # SciPy makes the assignment on the host; only the network is compiled
     def forward(self, outputs: dict, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """The losses loss_ce, loss_mask and loss_dice of the last prediction and, with the suffixes _0, _1, ..., of the
-        earlier ones in their order. Scalars, without the weights of the three losses.
+        earlier ones in order. Scalars, not multiplied by the weights of the three losses.
 
         outputs: `pred_logits` (B, Q, C + 1), `pred_masks` (B, Q, h, w) and, to train earlier predictions too,
         `aux_outputs`, a list of such dicts. targets: B of `labels` (K,) int64 in [0, C) and `masks` (K, H, W), bool or
         floating point, padded as the images were; K may be 0. Half precision is promoted to float32, float64 stays.
-        Raises FloatingPointError where the matching meets NaN or Inf.
+        Raises FloatingPointError if a matching cost is NaN or Inf.
         """
         predictions = [*outputs.get("aux_outputs", ()), outputs]
         pred_logits = [prediction["pred_logits"] for prediction in predictions]
@@ -126,11 +126,11 @@ class SetCriterion(nn.Module):
         }
 
     def _check(self, pred_logits: Tensor, pred_masks: Tensor, targets: Sequence[dict[str, Tensor]]) -> None:
-        """Shapes only: values would have to come from the accelerator."""
+        """Shapes only: checking values would mean waiting for the accelerator."""
         if pred_logits.shape != (*pred_masks.shape[:2], self.num_classes + 1) or len(targets) != len(pred_masks):
             raise ValueError(
                 f"pred_logits {tuple(pred_logits.shape)}, pred_masks {tuple(pred_masks.shape)} and {len(targets)} "
-                f"targets do not belong together; expected (B, Q, {self.num_classes + 1}), (B, Q, h, w) and B targets"
+                f"targets do not match; expected (B, Q, {self.num_classes + 1}), (B, Q, h, w) and B targets"
             )
         for image, target in enumerate(targets):
             if len(target["labels"]) != len(target["masks"]):
@@ -159,7 +159,7 @@ class SetCriterion(nn.Module):
         points: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """For each prediction, the sums of `point_losses` over its matched queries, both (L,)."""
-        # Out of all images at once: the gradient of a selection is as large as what it was selected from.
+        # From all images at once: the gradient of a selection is as large as the tensor it was selected from.
         queries = torch.cat([i * pred_masks[0].shape[1] + match.queries for i, match in enumerate(matches)], dim=1)
         pairs = [match.queries.shape[1] for match in matches]
         matched = [
@@ -206,11 +206,11 @@ def _move(matches: Sequence[Match], device: torch.device) -> list[Match]:
 
 
 def _mean_over_ranks(class_weight: Tensor, target_count: int) -> tuple[Tensor, Tensor]:
-    """The divisors of the losses: sums over all ranks over the number of ranks; see `SetCriterion`.
+    """The divisors of the losses: sums over all ranks, divided by the number of ranks; see `SetCriterion`.
 
-    class_weight: (L,) sums of this rank. Returns (L,) and a scalar.
+    class_weight: (L,) sums on this rank. Returns (L,) and a scalar.
     """
-    # Filled on the device; a tensor made from a number would be copied there, and waited for.
+    # Filled on the device: the host would wait for the copy of a tensor made from a number.
     sums = torch.cat((class_weight, class_weight.new_full((1,), target_count)))
     ranks = 1
     if dist.is_available() and dist.is_initialized():

@@ -48,7 +48,7 @@ _NORMS: dict[str, Callable[[int], nn.Module]] = {
 
 
 def build_norm(name: str, channels: int) -> nn.Module | None:
-    """The norm layer called `name` over `channels`, or None for the empty name."""
+    """The norm layer `name` over `channels`, or None for the empty name."""
     if name == "":
         return None
     if name not in _NORMS:
@@ -59,9 +59,9 @@ def build_norm(name: str, channels: int) -> nn.Module | None:
 
 
 class ConvNorm(nn.Conv2d):
-    """Convolution, norm and activation under one name, as detectron2 spells its state dict (`conv1.norm.weight`).
+    """Convolution, norm and activation in one module, named as in detectron2's state dicts (`conv1.norm.weight`).
 
-    A FrozenBatchNorm2d is folded into the weight, in training too: the map is then written once instead of twice.
+    A FrozenBatchNorm2d is folded into the weight, also in training: the map is then written once instead of twice.
     """
 
     def __init__(

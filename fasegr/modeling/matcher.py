@@ -1,4 +1,4 @@
-"""Which query answers for which target: the cheapest assignment (DETR), by masks at sampled points (Mask2Former)."""
+"""Hungarian matching of queries and targets (DETR), with mask costs at sampled points (Mask2Former)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from fasegr.modeling.point_sampling import at_least_float32
 
 
 class Match(NamedTuple):
-    """The assignments of one image, made for each of L predictions by itself. M = min(Q, K) pairs.
+    """The assignments of one image, separate for each of L predictions, with M = min(Q, K) pairs each.
 
-    queries: (L, M) indices into the Q queries, ascending. targets: (L, M) indices into the K targets, the one that each
-    of these queries is to predict. int64, on the host.
+    queries: (L, M) indices into the Q queries, ascending. targets: (L, M) indices into the K targets, one for
+    each of these queries. int64, on the host.
     """
 
     queries: Tensor
@@ -29,15 +29,15 @@ class Match(NamedTuple):
 def matching_cost(
     class_logits: Tensor, mask_logits: Tensor, labels: Tensor, masks: Tensor, weights: tuple[float, float, float]
 ) -> Tensor:
-    """Cost of each query answering for each target, (L, Q, K).
+    """Cost of matching each query with each target, (L, Q, K).
 
     class_logits: (L, Q, C + 1). mask_logits: (L * Q, P), at the sampled points. labels: (K,) classes. masks: (K, P),
     the targets at the same points, 0 to 1. weights: of the three terms, which are
 
     - class: minus the probability of the target's class;
-    - mask: binary cross-entropy, mean over the points. A point costs -log sigmoid(x) inside of the target and
-      -log sigmoid(-x) = softplus(x) outside, the difference being x; so it is softplus(x) - x t, of which only the
-      product with t depends on the target;
+    - mask: binary cross-entropy, mean over the points. A point costs softplus(x) = -log sigmoid(-x) outside the target
+      and -log sigmoid(x) = softplus(x) - x inside, hence softplus(x) - x t, where only the product with t depends on
+      the target;
     - dice: 1 - (2 s.t + 1) / (|s| + |t| + 1), s = sigmoid(x).
     """
     class_weight, mask_weight, dice_weight = weights
@@ -50,17 +50,17 @@ def matching_cost(
 
 
 class HungarianMatcher:
-    """Assigns the targets of each image to queries, at the least total cost, for all predictions of a step at once.
+    """Assigns the targets of each image to queries, at the lowest total cost, for all predictions of a step at once.
 
-    class_weight, mask_weight, dice_weight: of the terms of `matching_cost`. num_points: P, of each image.
+    class_weight, mask_weight, dice_weight: of the terms of `matching_cost`. num_points: P, per image.
     """
 
     def __init__(self, *, class_weight: float, mask_weight: float, dice_weight: float, num_points: int):
         weights = (class_weight, mask_weight, dice_weight)
         if min(weights) < 0 or max(weights) == 0:
-            raise ValueError(f"weights of the matching cost are {weights}; they must be >= 0, and one of them > 0")
+            raise ValueError(f"weights of the matching cost are {weights}; they must be >= 0, at least one > 0")
         if num_points < 1:
-            raise ValueError(f"the matching has {num_points} points an image; it needs at least 1 (12544 in the paper)")
+            raise ValueError(f"the matching has {num_points} points per image; it needs >= 1 (12544 in the paper)")
         self.weights = weights
         self.num_points = num_points
 
@@ -76,11 +76,11 @@ class HungarianMatcher:
 
         pred_logits: L of (B, Q, C + 1). pred_masks: L of (B, Q, h, w). targets: B of `labels` (K,) and `masks`
         (K, H, W), bool or floating point, over the same area as the predictions. points: (B, P, 2) in [0, 1]^2; all
-        predictions of an image are compared at the same ones. Raises FloatingPointError if a cost is not finite.
+        predictions of an image share them. Raises FloatingPointError if a cost is not finite.
 
-        The costs go to the host in one transfer, the only moment at which it waits for an accelerator.
+        The costs go to the host in one transfer, the only time it waits for an accelerator.
         """
-        # Inside autocast the products over points would be taken, and summed over thousands, in half precision.
+        # Under autocast the products, sums over thousands of points, would be in half precision.
         with torch.autocast(points.device.type, enabled=False):
             costs = [
                 self._costs(
@@ -128,15 +128,15 @@ def _assign(costs: np.ndarray) -> Match:
 
 
 def _not_finite(costs: Sequence[Tensor], pred_logits: Sequence[Tensor], pred_masks: Sequence[Tensor]) -> str:
-    """The first cost that is not finite, and what it was made from."""
+    """Error message about the first cost that is not finite, and its inputs."""
     image = next(i for i, cost in enumerate(costs) if not cost.isfinite().all())
     layer = next(i for i, cost in enumerate(costs[image]) if not cost.isfinite().all())
-    made_from = "; ".join(
+    inputs = "; ".join(
         f"{name}: {int((~tensor.isfinite()).sum())} of {tensor.numel()} values are NaN or Inf"
         for name, tensor in (("pred_logits", pred_logits[layer][image]), ("pred_masks", pred_masks[layer][image]))
     )
     return (
         f"the matching cost of prediction {layer} (of 0 to {len(pred_masks) - 1}) for image {image} of the batch is "
-        f"not finite ({made_from}). The model has diverged or its input is broken: look at this image, lower the "
+        f"not finite ({inputs}). The model has diverged or its input is broken: look at this image, lower the "
         "learning rate, or train in bfloat16 or float32 if float16 overflows"
     )

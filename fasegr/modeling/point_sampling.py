@@ -15,7 +15,7 @@ PointDraw = Callable[[int, int, torch.device, torch.dtype], Tensor]
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """float16 and bfloat16 become float32; float32 and float64 stay what they are."""
+    """float16 and bfloat16 become float32; float32 and float64 are kept."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -25,7 +25,7 @@ def random_points(images: int, points: int, device: torch.device, dtype: torch.d
 
 
 def uncertain_points(logits: Tensor, count: int) -> Tensor:
-    """Which `count` of the C points are the most uncertain, for each mask: those with the logits nearest to zero.
+    """The `count` most uncertain of the C points, for each mask: those with the logits nearest to zero.
 
     logits: (N, C). Returns (N, count) int64 indices into C, in no particular order.
     """

@@ -1,8 +1,8 @@
 """Bilinear resizing of large maps, a tile of rows at a time.
 
-At the size of the image, the masks of all queries and the scores of all classes are the largest tensors of the program.
-A row of a resized map is made from two rows, so a tile of it is computed from a few rows of the source, and the whole
-never has to exist.
+At image size, the masks of all queries and the scores of all classes are the largest tensors of the program. A row of
+a resized map depends on two rows of the source, so a tile needs only a few of them, and the whole map never has to
+exist.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def row_tiles(first: int, last: int, elements_per_row: int, device: torch.device
 
 
 def resize_rows(rows_of: Callable[[int, int], Tensor], rows: slice, size: Size, output: Size) -> Tensor:
-    """(N, rows, output width): `rows` of a map (N, *size) that is resized to `output`, bilinear.
+    """(N, rows, output width): `rows` of a map (N, *size) that is resized to `output`.
 
-    rows_of: gives rows [first, last) of the map, (N, last - first, width). The rule is that of
+    rows_of: returns rows [first, last) of the map, (N, last - first, width). The result is that of
     `F.interpolate(mode="bilinear", align_corners=False)`.
     """
     if size == output:
@@ -44,12 +44,12 @@ def resize_rows(rows_of: Callable[[int, int], Tensor], rows: slice, size: Size, 
 
 
 def source_rows(rows: slice, size: int, output: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For `rows` of the `output` rows: which two of `size` rows each is made of, and the weight of the second; (n,)."""
+    """For `rows` of `output` rows: the two of `size` rows that each depends on, and the weight of the second; (n,)."""
     position = ((np.arange(rows.start, rows.stop) + 0.5) * (size / output) - 0.5).clip(min=0)
     low = position.astype(np.int64).clip(max=size - 1)
     return low, (low + 1).clip(max=size - 1), position - low
 
 
 def elements_per_row(planes: int, padded: Size, image: Size, output: Size) -> int:
-    """Elements that one output row costs in `planes` maps, with those of the image rows that it is made of."""
+    """Elements of one output row in `planes` maps, or of the image rows that it is made of if these have more."""
     return planes * max(padded[1], output[1]) * max(1, image[0] // output[0])

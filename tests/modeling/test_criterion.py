@@ -1,4 +1,4 @@
-"""The set loss against a plain one written out here, against the released code's figures, and over ranks."""
+"""The set loss against a plain one written here, against numbers of the released code, and over ranks."""
 
 import os
 from pathlib import Path
@@ -22,7 +22,7 @@ CLASSES = 4
 
 
 def pinned(pattern, first_image=0):
-    """Draws that are always the first points of a pattern, (P, 2) or, for each image its own, (B, P, 2)."""
+    """Draws that always return the first points of a pattern, (P, 2) or, one per image, (B, P, 2)."""
 
     def draw(images, points, device, dtype):
         chosen = pattern[first_image : first_image + images, :points] if pattern.dim() == 3 else pattern[:points]
@@ -57,7 +57,7 @@ def as_outputs(logits, masks):
 
 
 def plain_losses(logits, masks, targets, points, criterion):
-    """What SetCriterion says, a mask at a time."""
+    """SetCriterion, one mask at a time."""
     matcher, losses = criterion.matcher, {}
     with torch.no_grad():
         matches = matcher(logits, masks, targets, points[:, : matcher.num_points])
@@ -86,7 +86,7 @@ def plain_losses(logits, masks, targets, points, criterion):
 
 
 def total(losses):
-    """Each loss with a weight of its own, so that none can stand in for another."""
+    """Each loss has a different weight, so that none can be mistaken for another."""
     return sum((i + 1) * losses[name] for i, name in enumerate(sorted(losses)))
 
 
@@ -115,7 +115,7 @@ def test_shares_of_points(changes, oversample_ratio):
 
 @pytest.mark.parametrize("tile", [1, 500])
 def test_float32_and_its_tiles(monkeypatch, tile):
-    """The faster form, which float64 does not take; chosen points may differ by those that are as good as equal."""
+    """The faster form, which float64 does not use; the chosen points may differ where uncertainties are near ties."""
     monkeypatch.setattr(ops, "tile_elements", lambda device: tile)
     logits, masks, targets, points = make_batch(dtype=torch.float32)
     criterion = make_criterion(pinned(points))
@@ -145,7 +145,7 @@ def test_point_losses_of_certain_masks():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_no_targets_train_the_classes_alone(dtype):
+def test_no_targets_train_only_the_classes(dtype):
     logits, masks, targets, _ = make_batch(counts=(0, 0), dtype=dtype)
     losses = make_criterion()(as_outputs(logits, masks), targets)
     for name, value in losses.items():
@@ -210,7 +210,7 @@ def test_nan_is_an_error_that_says_where():
 
 
 def test_host_never_asks_for_a_value():
-    """On an accelerator each of these would wait for it; what the matching needs goes over in one copy."""
+    """On an accelerator each of these would wait for it; the matching needs only one copy."""
 
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -248,7 +248,7 @@ def test_wrong_settings_are_refused(changes, words):
         make_criterion(**changes)
 
 
-def test_shapes_that_do_not_belong_together_are_refused():
+def test_shapes_that_do_not_match_are_refused():
     logits, masks, targets, _ = make_batch()
     criterion = make_criterion()
     with pytest.raises(ValueError, match=r"\(2, 6, 4\).*expected \(B, Q, 5\)"):
@@ -259,7 +259,7 @@ def test_shapes_that_do_not_belong_together_are_refused():
         criterion(as_outputs(logits, masks), [targets[0], {**targets[1], "labels": targets[1]["labels"][:1]}])
 
 
-RANK_COUNTS = [(3, 2, 1, 0), (0, 0, 1, 0), (0, 0, 0, 0)]  # targets of four images, two a rank; fewer targets than ranks
+RANK_COUNTS = [(3, 2, 1, 0), (0, 0, 1, 0), (0, 0, 0, 0)]  # targets of four images, two per rank; fewer than ranks
 
 
 def run_rank(rank, folder):
@@ -279,7 +279,7 @@ def run_rank(rank, folder):
 
 
 def test_two_ranks_are_one_process_with_the_whole_batch(tmp_path):
-    """Means over ranks, as DistributedDataParallel takes them of gradients."""
+    """Means over ranks, as DistributedDataParallel averages gradients."""
     mp.spawn(run_rank, args=(str(tmp_path),), nprocs=2)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for case, counts in enumerate(RANK_COUNTS):

@@ -91,7 +91,7 @@ def test_every_stage_equals_the_release(case):
         close(level[0, ::32, ::2, ::2], reference[f"pixel_decoder.level{i}"])
 
     decoder = model.sem_seg_head.predictor
-    decoder.train()  # there is no dropout and no batch norm in it: only all the predictions are asked for
+    decoder.train()  # it has no dropout or batch norm: this only returns all predictions
     predictions = decoder(maps)
     decoder.eval()
     logits = torch.stack([p.class_logits[0] for p in predictions])

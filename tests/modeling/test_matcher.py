@@ -88,17 +88,17 @@ def test_assignment_is_the_cheapest(counts):
             torch.testing.assert_close(cost[queries, chosen].sum().item(), float(least_total(cost)))
 
 
-def test_layers_and_images_do_not_meddle():
-    """All at once is the same as one prediction of one image at a time."""
+def test_layers_and_images_are_independent():
+    """All at once equals one prediction of one image at a time."""
     logits, masks, targets, points = make_batch()
     matcher = make_matcher()
     together = matcher(logits, masks, targets, points)
     for image in range(2):
         for layer in range(3):
             one = slice(image, image + 1)
-            (alone,) = matcher([logits[layer][one]], [masks[layer][one]], targets[one], points[one])
-            assert torch.equal(alone.queries[0], together[image].queries[layer])
-            assert torch.equal(alone.targets[0], together[image].targets[layer])
+            (single,) = matcher([logits[layer][one]], [masks[layer][one]], targets[one], points[one])
+            assert torch.equal(single.queries[0], together[image].queries[layer])
+            assert torch.equal(single.targets[0], together[image].targets[layer])
 
 
 @pytest.mark.parametrize("tile", [1, 400, 10**9])

@@ -41,6 +41,6 @@ def test_random_points_follow_the_seed_and_fill_the_square():
     assert torch.equal(points, random_points(2, 1000, torch.device("cpu"), torch.float64))
 
 
-def test_promotion_leaves_float64_alone():
+def test_promotion_keeps_float64():
     promoted = [at_least_float32(torch.zeros(1, dtype=d)).dtype for d in (torch.float16, torch.bfloat16, torch.float64)]
     assert promoted == [torch.float32, torch.float32, torch.float64]

@@ -1,4 +1,4 @@
-"""Nothing in the forward pass waits for the GPU: seen in what is called on tensors that only pretend to be on one."""
+"""Nothing in the forward pass waits for the GPU: checked by the calls on fake tensors that claim to be on one."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from fasegr.modeling.ops import triton_deformable_attention
 from tests.modeling.meta_arch.test_segmentor import CONFIG, SMALL, samples
 
 aten = torch.ops.aten
-# What hands numbers to the host, or a result whose size depends on values.
+# Operations that copy numbers to the host, or whose result has a size that depends on values.
 WAITS = {
     aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten.is_nonzero.default,
     aten.equal.default, aten._unique2.default, aten.unique_dim.default,
@@ -18,7 +18,7 @@ WAITS = {
 
 
 class NoWaiting(TorchDispatchMode):
-    """Refuses what makes the host wait for a GPU."""
+    """Raises an error where the host would wait for a GPU."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -41,10 +41,10 @@ class NoWaiting(TorchDispatchMode):
 
 @pytest.fixture
 def on_fake_gpu(monkeypatch):
-    """Tensors without values, for which every kernel is taken to exist."""
+    """Tensors without values, as if every kernel existed."""
     monkeypatch.setattr(triton_deformable_attention, "has_triton", lambda index, dtype: True)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
-    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *where, **how: self)  # made there; these cannot be moved
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *where, **how: self)  # created there; these cannot be moved
     with FakeTensorMode():
         yield
 
@@ -59,7 +59,7 @@ def on_fake_gpu(monkeypatch):
         (lambda x: torch.tensor([1.0, 2.0], device=x.device), "copy"),
     ],
 )
-def test_waiting_is_seen(on_fake_gpu, line, message):
+def test_waiting_is_noticed(on_fake_gpu, line, message):
     x = torch.empty(3, device="cuda")
     with pytest.raises(AssertionError, match=message), NoWaiting():
         line(x)
@@ -75,7 +75,7 @@ def on_gpu(*opts):
 
 @pytest.mark.parametrize("dtype", [None, torch.float16])
 def test_training_up_to_the_losses(on_fake_gpu, monkeypatch, dtype):
-    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)  # nor is there a GPU
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)  # without a GPU
     model, batch = on_gpu()
     seen = []
     model.criterion.forward = lambda outputs, targets: seen.append((outputs, targets)) or {}
@@ -112,12 +112,12 @@ def test_inference(on_fake_gpu, opts, output):
 @pytest.mark.parametrize("opts", VARIANTS, ids=["faseg", "pixels", "mask2former"])
 @pytest.mark.parametrize("training", [True, False])
 def test_on_a_gpu(opts, training):
-    """The same, as CUDA itself sees it."""
+    """The same, checked by CUDA itself."""
     model, batch = on_gpu(*opts)
     model.train(training)
     model.criterion.forward = lambda outputs, targets: {}
     with torch.set_grad_enabled(training):
-        model(batch)  # kernels are compiled and handles made, which may wait
+        model(batch)  # compiles kernels and creates handles, which may wait
         torch.cuda.set_sync_debug_mode("error")
         try:
             model(batch)

@@ -1,6 +1,6 @@
 """ResNet 18, 34, 50 and 101 with the state-dict names of detectron2 (`res2.0.conv1.norm.weight`).
 
-Source: He et al., "Deep residual learning for image recognition", CVPR 2016; the stride sits in the 3x3 convolution,
+Source: He et al., "Deep residual learning for image recognition", CVPR 2016; the stride is in the 3x3 convolution,
 as in torchvision's weights, unless `stride_in_1x1`.
 """
 
@@ -93,7 +93,7 @@ class ResNet(Backbone):
 
     depth: 18, 34, 50 or 101. norm: FrozenBN, BN, SyncBN or GN. stem_channels: width of the stem (64).
     res2_channels: channels of res2 (256; 64 for depth 18 and 34), doubled at each later stage.
-    out_features: of "res2" .. "res5" (strides 4 .. 32). freeze_at: number of stages frozen, the stem being the first.
+    out_features: among "res2" .. "res5" (strides 4 .. 32). freeze_at: number of frozen stages; the stem is the first.
 
     Input (B, 3, H, W), H and W multiples of 32; returns {name: (B, C, H/stride, W/stride)}.
     """
@@ -153,7 +153,7 @@ class ResNet(Backbone):
 
 @BACKBONE_REGISTRY.register()
 def build_fasegr_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
-    """ResNet of MODEL.RESNETS; detectron2's keys for dilation, groups and deformable convolution have no effect."""
+    """The ResNet of MODEL.RESNETS; detectron2's keys for dilation, groups and deformable convolution have no effect."""
     keys = cfg.MODEL.RESNETS
     return ResNet(
         keys.DEPTH,

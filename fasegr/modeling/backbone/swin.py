@@ -1,7 +1,7 @@
 """Swin Transformer with the state-dict names of the original (`layers.0.blocks.1.attn.qkv.weight`).
 
 Source: Liu et al., "Swin Transformer: Hierarchical vision transformer using shifted windows", ICCV 2021. As in its
-detection and segmentation code, a map is padded to whole windows and then shifted, so that images may have any size,
+detection and segmentation code, a map is padded to whole windows and then shifted, so that images can have any size,
 and every output map has its own norm (`norm0` .. `norm3`).
 """
 
@@ -44,7 +44,7 @@ def from_windows(windows: Tensor, window: int, height: int, width: int) -> Tenso
 def shift_mask(height: int, width: int, window: int, shift: int, *, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Attention mask between tokens that a cyclic shift brought into one window from opposite edges of the map.
 
-    height, width: of the padded map. Returns (nW, 1, window**2, window**2): 0 where tokens see each other, else -inf.
+    height, width: of the padded map. Returns (nW, 1, window**2, window**2): 0 where tokens may attend, else -inf.
     """
 
     def part(size: int) -> Tensor:
@@ -186,7 +186,7 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio), attention["drop"])
 
     def attend(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """(B, H, W, C) to the same. Tokens of the padding are attended too, as in the original."""
+        """(B, H, W, C) to the same. Padding tokens are attended to as well, as in the original."""
         height, width = x.shape[1:3]
         x = _pad_to_multiple(x, self.window)
         padded = x.shape[1:3]
@@ -204,7 +204,7 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks of one resolution, every second one with shifted windows; `downsample` leads to the next stage.
+    """Blocks at one resolution, every second one with shifted windows; `downsample` leads to the next stage.
 
     paths: drop path rate of each block. checkpointing: recompute blocks in the backward pass instead of storing them.
     """
@@ -251,7 +251,7 @@ class SwinTransformer(Backbone):
     window_size: side of a window, in tokens. qk_scale: of the scores; None is 1 / sqrt(channels per head).
     drop_path_rate: of the last block; it grows linearly from 0. drop_rate, attn_drop_rate: dropout of tokens and of
     attention weights. patch_norm: a norm after the patch embedding. ape: absolute position embedding, resized from
-    images of pretrain_img_size. out_features: of "res2" .. "res5" (strides 4 .. 32).
+    images of pretrain_img_size. out_features: among "res2" .. "res5" (strides 4 .. 32).
     use_checkpoint: recompute blocks in the backward pass, which saves memory and takes longer.
 
     Input (B, 3, H, W); returns {name: (B, C, H/stride, W/stride)}, rounded up, channels last in memory.
@@ -311,7 +311,7 @@ class SwinTransformer(Backbone):
             if name in out_features:
                 self.add_module(f"norm{i}", nn.LayerNorm(channels[i]))
         self.apply(_initialise)
-        # Stages after the last output stay in the state dict, as pretrained weights have them, but do not run, so they
+        # Stages after the last output stay in the state dict, as in pretrained weights, but do not run, so they
         # must not be trained: DistributedDataParallel would wait for their gradients.
         self._last_stage = max(_NAMES.index(name) for name in out_features)
         for i, stage in enumerate(self.layers):
@@ -349,5 +349,5 @@ def _initialise(module: nn.Module) -> None:
 
 @BACKBONE_REGISTRY.register()
 def build_fasegr_swin_backbone(cfg, input_shape: ShapeSpec) -> SwinTransformer:
-    """Swin Transformer of MODEL.SWIN, whose keys are the arguments of the class; PATCH_SIZE is always 4."""
+    """The Swin Transformer of MODEL.SWIN, whose keys are the arguments of the class; PATCH_SIZE is always 4."""
     return SwinTransformer(**{key.lower(): value for key, value in cfg.MODEL.SWIN.items() if key != "PATCH_SIZE"})

@@ -17,13 +17,13 @@ _STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 
 
 class TimmBackbone(Backbone):
-    """The feature maps of the timm network called `name`.
+    """The feature maps of the timm network `name`.
 
-    pretrained: with timm's weights, which are downloaded once. drop_path_rate: stochastic depth; 0 for none.
+    pretrained: load timm's weights, which are downloaded once. drop_path_rate: stochastic depth; 0 for none.
 
     Input (B, 3, H, W), H and W multiples of 32; returns {"res2" .. "res5": (B, C, H/stride, W/stride)} of strides 4 to
-    32, with the network's own channels. Raises ImportError if timm is not installed, and ValueError for a name that it
-    does not know or a network without these maps.
+    32, with the network's own channels. Raises ImportError if timm is not installed, and ValueError for an unknown
+    name or a network without these maps.
     """
 
     def __init__(self, name: str, *, pretrained: bool = False, drop_path_rate: float = 0.0):
@@ -71,7 +71,7 @@ def _feature_network(name: str, pretrained: bool, drop_path_rate: float) -> nn.M
     if pretrained and not weights:
         raise ValueError(f"pretrained is True, but timm has no weights for {architecture!r}; set it to False")
     options = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
-    if architecture.startswith("swin"):  # takes any size only if told to
+    if architecture.startswith("swin"):  # accepts any size only with this option
         options["strict_img_size"] = False
     elif timm.get_pretrained_cfg(name).fixed_input_size:
         size = timm.get_pretrained_cfg(name).input_size[1:]
@@ -83,7 +83,7 @@ def _feature_network(name: str, pretrained: bool, drop_path_rate: float) -> nn.M
         return timm.create_model(
             name, features_only=True, out_indices=(-4, -3, -2, -1), pretrained=pretrained, **options
         )
-    except (AssertionError, IndexError, RuntimeError, TypeError) as error:  # how timm reports what a network lacks
+    except (AssertionError, IndexError, RuntimeError, TypeError) as error:  # timm raises any of these
         raise ValueError(
             f"timm cannot build a backbone with four maps from {name!r} with drop_path_rate {drop_path_rate}: {error}"
         ) from error

@@ -1,4 +1,4 @@
-"""What the network predicts for one image, and its masks at the size of the output."""
+"""The predictions for one image, and its masks at the size of the output."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class ImagePrediction(NamedTuple):
     """Masks and classes of the Q queries for one image, from which semantic, panoptic and instance results are made.
 
     class_logits: (Q, C + 1), the last class being no-object. mask_logits: (Q, h, w).
-    padded_size: of the network's input, to which the masks are upsampled. image_size: of the part of it, at the top
-    left, that is image. output_size: to which that part is resized. All are (height, width).
+    padded_size: of the network's input, to which the masks are upsampled. image_size: without the padding, which is at
+    the right and bottom. output_size: to which the image is resized. All are (height, width).
     """
 
     class_logits: Tensor
@@ -26,12 +26,12 @@ class ImagePrediction(NamedTuple):
     output_size: Size
 
     def in_float32(self) -> ImagePrediction:
-        """The same with logits of at least float32: results sum over many queries and are compared closely."""
+        """The same with logits of at least float32: results sum over many queries and compare close values."""
         dtype = torch.promote_types(self.mask_logits.dtype, torch.float32)
         return self._replace(class_logits=self.class_logits.to(dtype), mask_logits=self.mask_logits.to(dtype))
 
     def tiles(self, planes: int) -> Iterator[slice]:
-        """Output rows, as many at a time as `planes` maps made of them allow."""
+        """Slices of output rows, small enough for `planes` maps of them to fit a tile."""
         row = elements_per_row(planes, self.padded_size, self.image_size, self.output_size)
         return row_tiles(0, self.output_size[0], row, self.mask_logits.device)
 

@@ -16,7 +16,7 @@ class Instances:
     """The N instances found in an image, with all that COCO's evaluation of masks and boxes needs.
 
     scores: (N,). pred_classes: (N,) int64, contiguous. pred_masks: (N, H, W) bool. The fields are named as in
-    detectron2's class, which exists on one runtime only.
+    detectron2's class, which the built-in runtime does not have.
     """
 
     scores: Tensor
@@ -48,9 +48,9 @@ class Instances:
 def instances(prediction: ImagePrediction, *, limit: int, classes: Collection[int] | None = None) -> Instances:
     """Instances of one image, as Mask2Former makes them.
 
-    The `limit` most probable pairs of query and class are taken, and of these the ones whose class is among `classes`
-    (None: all), so a query can count more than once. A mask is where its logit is above zero; a score is the class
-    probability times the mean mask probability in the mask. Each query's mask is made once, tile by tile.
+    Takes the `limit` most probable pairs of query and class, so a query can occur more than once, and keeps those whose
+    class is in `classes` (None: all). A mask is where its logit is above zero; a score is the class probability times
+    the mean mask probability inside the mask. Each query's mask is computed once, tile by tile.
     """
     prediction = prediction.in_float32()
     probabilities = prediction.class_logits.softmax(-1)[:, :-1]

@@ -12,7 +12,7 @@ from fasegr.modeling.meta_arch.image_prediction import ImagePrediction
 
 
 class PanopticSegmentation(NamedTuple):
-    """segment_ids: (H, W) int32, 0 where there is no segment. segments: for each id from 1 on a dict of `id`,
+    """segment_ids: (H, W) int32, 0 where there is no segment. segments: for each id from 1, a dict of `id`,
     `category_id` (contiguous class) and `isthing`. Unpacks like detectron2's pair."""
 
     segment_ids: Tensor
@@ -24,12 +24,12 @@ def panoptic_segments(
 ) -> PanopticSegmentation:
     """Segments of one image, as Mask2Former makes them.
 
-    Of the queries whose best class is not no-object and has more than `score_threshold`, a pixel goes to the one with
-    the highest class probability times mask probability, if its mask holds the pixel (one half or more). A query that
-    wins less than `overlap_threshold` of the pixels that its mask holds is dropped, and they stay empty. Segments of
-    the same class that is not among `things` become one.
+    Queries are kept if their best class is not no-object and scores above `score_threshold`. A pixel goes to the kept
+    query with the highest class probability times mask probability, if the pixel is in its mask (one half or more). A
+    query that wins less than `overlap_threshold` of its mask's pixels is dropped, and they stay empty. Segments of
+    the same stuff class (not in `things`) are merged.
 
-    Only the masks of the kept queries are made, tile by tile; at full size there is one index a pixel.
+    Only the masks of kept queries are computed, tile by tile; at full size there is one index per pixel.
     """
     prediction = prediction.in_float32()
     scores, classes = prediction.class_logits.softmax(-1).max(-1)
@@ -39,7 +39,7 @@ def panoptic_segments(
         return PanopticSegmentation(torch.zeros(prediction.output_size, dtype=torch.int32, device=device), [])
     scores, classes = scores[kept, None, None], classes[kept]
 
-    # which of the kept queries has the pixel; `count` for none
+    # index of the kept query that has the pixel; `count` for none
     owner = torch.empty(prediction.output_size, dtype=torch.int32, device=device)
     won, held, visible = (torch.zeros(count, dtype=torch.int64, device=device) for _ in range(3))
     chosen = prediction._replace(mask_logits=prediction.mask_logits[kept])

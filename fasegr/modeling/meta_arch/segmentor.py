@@ -27,13 +27,13 @@ class FASeg(nn.Module):
     loss_weights: {"loss_ce", "loss_mask", "loss_dice": weight}. deep_supervision: whether earlier layers are trained on
     their own predictions too. size_divisibility: images are padded to a multiple of it; below 1, the backbone's.
     pixel_mean, pixel_std: of the three channels, in units of 0..255.
-    semantic_output: "scores" gives (C, H, W) floats, "labels" only the likeliest class, in a fraction of the memory.
-    semantic_on, panoptic_on, instance_on: which results there are. resize_masks: whether semantic scores are made of
-    masks at the output's size, or made at the input's and resized. things: classes whose segments are objects, of
-    which a panoptic segmentation can have several; with it, only these classes have instances.
-    object_mask_threshold, overlap_threshold: of `panoptic_segments`. max_instances: of an image.
-    channels_last: keep maps and the weights of convolutions pixel by pixel, as the tensor cores of a GPU want them.
-    compile: backbone and head through `torch.compile`, at their first call and for each new kind of input.
+    semantic_output: "scores" gives (C, H, W) floats, "labels" only the most likely class, in a fraction of the memory.
+    semantic_on, panoptic_on, instance_on: which results are returned. resize_masks: compute semantic scores from
+    masks at the output size, instead of resizing scores from the input size. things: classes of objects, which can
+    have several panoptic segments each; with panoptic_on, only these classes have instances.
+    object_mask_threshold, overlap_threshold: of `panoptic_segments`. max_instances: per image.
+    channels_last: memory format of maps and convolution weights, the fastest on a GPU's tensor cores.
+    compile: backbone and head with `torch.compile`, at their first call and for each new kind of input.
     """
 
     @configurable
@@ -127,7 +127,7 @@ class FASeg(nn.Module):
             "semantic_on": former.TEST.SEMANTIC_ON,
             "panoptic_on": former.TEST.PANOPTIC_ON,
             "instance_on": former.TEST.INSTANCE_ON,
-            # as in Mask2Former, where the three kinds of results are made of the same masks
+            # as in Mask2Former, where all results are made from the same masks
             "resize_masks": former.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE
             or former.TEST.PANOPTIC_ON
             or former.TEST.INSTANCE_ON,
@@ -144,17 +144,17 @@ class FASeg(nn.Module):
         return self.pixel_mean.device
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
-        """batched_inputs: detectron2's dicts, `image` (3, H, W) RGB, and `height`, `width` of the result asked for.
+        """batched_inputs: detectron2's dicts, `image` (3, H, W) RGB, and `height`, `width` of the result.
 
-        Training also needs `labels` (K,) and `masks` (K, H, W), or `sem_seg` (H, W); returns the weighted losses, as
-        training needs a dict of them. Else returns a dict for each image, of the results that are on: `sem_seg`
+        Training also needs `labels` (K,) and `masks` (K, H, W), or `sem_seg` (H, W), and returns a dict of weighted
+        losses. Otherwise returns a dict per image with the results that are on: `sem_seg`
         (C, height, width) scores or `sem_seg_labels` (height, width), `panoptic_seg` (a `PanopticSegmentation`) and
         `instances` (`Instances`).
         """
         if not self.training:
             return [self._results(prediction) for prediction in self._predictions(batched_inputs)]
         images, _ = self._batch([sample["image"] for sample in batched_inputs])
-        # before the network runs, so that a sample without targets is what the error is about
+        # before the network runs, so that a sample without targets is reported first
         targets = [self._target(sample, tuple(images.shape[-2:])) for sample in batched_inputs]
         outputs = self.sem_seg_head(self.backbone(images))
         if not self.deep_supervision:
@@ -163,7 +163,7 @@ class FASeg(nn.Module):
         return {name: loss * self.loss_weights[name.rstrip("0123456789_")] for name, loss in losses.items()}
 
     def score_tiles(self, batched_inputs: list[dict]) -> list[Iterator[tuple[slice, Tensor]]]:
-        """For each image, tiles of rows of what `forward` returns as `sem_seg`, computed as they are asked for."""
+        """For each image, the `sem_seg` that `forward` returns, in tiles of rows that are computed lazily."""
         return [score_tiles(p, resize_masks=self.resize_masks) for p in self._predictions(batched_inputs)]
 
     def _predictions(self, batched_inputs: list[dict]) -> list[ImagePrediction]:
@@ -196,7 +196,7 @@ class FASeg(nn.Module):
         return results
 
     def _batch(self, images: list[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
-        """Normalised images in one tensor, zeros at right and bottom, and their sizes."""
+        """Normalised images in one tensor, zero-padded at the right and bottom, and their sizes."""
         for image in images:
             if image.ndim != 3 or image.shape[0] != len(self.pixel_mean):
                 raise ValueError(
@@ -223,7 +223,7 @@ class FASeg(nn.Module):
         else:
             raise ValueError(
                 f"a training sample has the keys {sorted(sample)}; it needs 'labels' and 'masks', or 'sem_seg'. "
-                "Use the mapper INPUT.DATASET_MAPPER_NAME names, or put the model in evaluation mode"
+                "Use the mapper that INPUT.DATASET_MAPPER_NAME sets, or call model.eval() first"
             )
         labels, masks = ops.to_device(labels, self.device).to(torch.int64), ops.to_device(masks, self.device)
         masks = F.pad(masks, (0, padded[1] - masks.shape[2], 0, padded[0] - masks.shape[1]))
@@ -231,13 +231,13 @@ class FASeg(nn.Module):
 
 
 def _things(cfg) -> list[int]:
-    """Contiguous numbers of the classes that are objects, by the metadata of the training set."""
+    """Contiguous ids of the thing classes, from the metadata of the training set."""
     names = cfg.DATASETS.TRAIN
     ids = MetadataCatalog.get(names[0]).get("thing_dataset_id_to_contiguous_id") if names else None
     if ids is None:
         raise ValueError(
             f"MODEL.MASK_FORMER.TEST.PANOPTIC_ON is True with DATASETS.TRAIN {tuple(names)}, whose metadata does not "
-            "tell objects from background (thing_dataset_id_to_contiguous_id); name a panoptic dataset first, "
+            "define thing classes (thing_dataset_id_to_contiguous_id); name a panoptic dataset first, "
             "or set PANOPTIC_ON False"
         )
     return [int(i) for i in ids.values()]

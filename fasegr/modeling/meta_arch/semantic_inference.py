@@ -1,7 +1,7 @@
 """From masks and their classes to a score or a label for every pixel.
 
-A pixel's score for a class is the sum over queries of class probability times mask probability. Scores are made in
-tiles of rows (`score_tiles`), so that only what is made of them has full size: a map, labels, or a sum of several.
+A pixel's score for a class is the sum over queries of class probability times mask probability. Scores are computed
+in tiles of rows (`score_tiles`), so that only the result has full size: a map, labels, or a sum of several.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ ScoreTiles = Iterable[tuple[slice, Tensor]]
 
 
 def score_tiles(prediction: ImagePrediction, *, resize_masks: bool = False) -> Iterator[tuple[slice, Tensor]]:
-    """The scores of one image, computed as they are asked for.
+    """The scores of one image, computed lazily.
 
-    resize_masks: bring the mask logits to the output size and take the product there; otherwise the scores are resized.
+    resize_masks: resize the mask logits to the output size before the product; otherwise the scores are resized.
     """
     prediction = prediction.in_float32()
     probabilities = prediction.class_logits.softmax(-1)[:, :-1].t()  # (C, Q)
 
     def scores(masks: Tensor) -> Tensor:
         with torch.autocast(masks.device.type, enabled=False):  # which would take the product in half precision
-            rows = masks.sigmoid_().transpose(0, 1)  # a product for each row, since small ones stay in the cache
+            rows = masks.sigmoid_().transpose(0, 1)  # a product per row: small ones stay in the cache
             return torch.bmm(probabilities.expand(len(rows), -1, -1), rows).transpose(0, 1)
 
     for rows in prediction.tiles(planes=sum(probabilities.shape)):

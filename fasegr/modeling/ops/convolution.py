@@ -1,9 +1,8 @@
-"""2D convolution, with gradients of its own on processors that have AVX2 but no AVX-512.
+"""2D convolution, with its own weight gradient on processors that have AVX2 but no AVX-512.
 
-There oneDNN computes the gradient of the weight of a kernel wider than 1 x 1 at a third of the processor's peak. Here
-it is a matrix product: a patch is what one output pixel is made of, kh kw C numbers, and with a row for each pixel, P
-of patches and G of the gradient, the gradient of the weight is P^T G. The forward pass and the gradient of the input
-are oneDNN's.
+There oneDNN computes the weight gradient of kernels larger than 1 x 1 at a third of the processor's peak. Here it is
+a matrix product: an output pixel depends on a patch of kh kw C numbers; with a row for each pixel in P (patches) and G
+(gradient of the output), the weight gradient is P^T G. The forward pass and the gradient of the input are oneDNN's.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch.nn import functional as F
 from fasegr.modeling.ops import switches
 
 PATCH_ELEMENTS = 2**21
-"""Of the patches that are written out at a time; 8 MB in float32."""
+"""Elements of the patches that are copied at a time; 8 MB in float32."""
 
 Pair = tuple[int, int]
 
@@ -56,7 +55,7 @@ class _PatchProducts(torch.autograd.Function):
 def weight_gradient(grad: Tensor, x: Tensor, kernel: Pair, stride: Pair, padding: Pair) -> Tensor:
     """Gradient of the weight: (B, O, H', W') and (B, C, H, W) to (O, C, *kernel).
 
-    The patches of a few rows of the map are written out at a time.
+    The patches of a few rows of the map are copied at a time.
     """
     (rows, columns), channels = kernel, x.shape[1]
     padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, padding[1], padding[1], padding[0], padding[0])).contiguous()
@@ -88,7 +87,7 @@ def _uses_patch_products(x: Tensor, weight: Tensor) -> bool:
 
 
 def _eager_on_cpu(*tensors: Tensor) -> bool:
-    """Whether all are CPU tensors with content, in one type, float32 or float64, outside autocast and torch.compile."""
+    """Whether all are ordinary CPU tensors of one dtype, float32 or float64, outside autocast and torch.compile."""
     return (
         all(type(x) in (Tensor, torch.nn.Parameter) and x.device.type == "cpu" for x in tensors)
         and {x.dtype for x in tensors} in ({torch.float32}, {torch.float64})

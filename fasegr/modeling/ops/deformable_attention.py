@@ -1,6 +1,6 @@
 """Multi-scale deformable attention: the sampling.
 
-Zhu et al., "Deformable DETR", ICLR 2021: each token reads a few points of every level, bilinearly, and sums them with
+Zhu et al., "Deformable DETR", ICLR 2021: each token samples a few points of every level, bilinearly, and sums them with
 its attention weights. Three forms with equal results:
 
 - `sample_by_grid`: `F.grid_sample` level by level, on any device; the readable reference.
@@ -27,7 +27,7 @@ Shapes = Sequence[tuple[int, int]]
 
 
 def sample_by_grid(value: Tensor, shapes: Shapes, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-    """`deformable_attention` by `F.grid_sample`, one call a level, in float32 at least."""
+    """`deformable_attention` by `F.grid_sample`, one call per level, in float32 at least."""
     dtype, value = value.dtype, value.to(torch.promote_types(value.dtype, torch.float32))
     batch, _, heads, dim = value.shape
     queries, points = x.shape[1], x.shape[4]
@@ -47,7 +47,7 @@ def sample_by_bag(value: Tensor, shapes: Shapes, x: Tensor, y: Tensor, weight: T
 
     The values of all levels are copied into one table with zeros around each level, so that a clamped corner reads
     zero and no corner needs a validity mask. A row of a level is W + 1 entries long: the column of zeros that ends one
-    row also begins the next. In it a point has the padded coordinates clamp(x + 0.5, 0, W + 1), and its four corners
+    row also begins the next. There a point has the padded coordinates clamp(x + 0.5, 0, W + 1), and its four corners
     are the entries index + {0, 1, W + 1, W + 2}.
     """
     dtype = torch.promote_types(value.dtype, torch.float32)  # half-precision bags have no CPU backward
@@ -82,7 +82,7 @@ def _bag_backward(
     grad_table = _transposed_bag(index, corner_weights, bags, len(rows))
     grad_value = _unpad_levels(grad_table.view(table.shape), value, heights, widths)
 
-    # <grad of the bag, row of the corner>: what one more unit of the corner's weight would bring
+    # <grad of the bag, row of the corner>: the gradient of the corner's weight
     g = _bag_dot_rows(bags, rows, index).view(*x.shape, 4)
     g00, g10, g01, g11 = g.unbind(-1)
     top = g00 + fx * (g10 - g00)
@@ -142,14 +142,14 @@ def _unpad_levels(table: Tensor, value: Tensor, heights: list[int], widths: list
 
 
 def _inside(position: Tensor, sizes: list[int]) -> Tensor:
-    """Where a position, (B, T, M, L, P), is not clamped to the frame of zeros of its level; sizes of the levels."""
+    """Where a position (B, T, M, L, P) is not clamped to the zero frame of its level. sizes: of the levels."""
     size = torch.tensor(sizes, dtype=position.dtype).view(-1, 1)
     return (position > -0.5) & (position < size + 0.5)
 
 
 class _Grid(NamedTuple):
     """Constants of every point of a token, (M * L * P,): the bounds of the padded coordinates, and, as int32, the table
-    row where the point's level and head begin and how many table rows lie between two rows of the level."""
+    row where the point's level and head begin and how many table rows there are between two rows of the level."""
 
     zero: Tensor
     x_limit: Tensor
@@ -182,8 +182,8 @@ def _corners(x: Tensor, y: Tensor, weight: Tensor, heights: list[int], widths: l
     def split(position: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
         """Whole part (int32) and fraction of the padded coordinate."""
         position = (position + 0.5).view(shape)
-        # NaN would become an index out of the table; as a position it is sent to the border. It is not lost: a NaN in
-        # the attention weights or in the values still reaches the loss.
+        # A NaN position would become an index out of the table, so it is moved to the border. NaN is not hidden: in
+        # the attention weights or in the values it still reaches the loss.
         torch.clamp(position, grid.zero, limit, out=position).nan_to_num_(0.0)
         return position.to(torch.int32), position.frac_()
 
@@ -211,7 +211,7 @@ def _corners(x: Tensor, y: Tensor, weight: Tensor, heights: list[int], widths: l
 
 def _bag_dot_rows(bags: Tensor, rows: Tensor, index: Tensor) -> Tensor:
     """out[n, k] = <bags[n], rows[index[n, k]]>: (N, D), (R, D), (N, K) to (N, K)."""
-    # What autograd itself calls for the gradient of per_sample_weights; inside an op there is no autograd to ask.
+    # What autograd calls for the gradient of per_sample_weights; inside a custom op there is no autograd.
     bag_of = torch.arange(len(index), dtype=index.dtype).repeat_interleave(index.shape[1])
     starts = torch.arange(0, index.numel(), index.shape[1], dtype=index.dtype)
     mode_sum = 0
@@ -224,7 +224,7 @@ def _bag_dot_rows(bags: Tensor, rows: Tensor, index: Tensor) -> Tensor:
 def _transposed_bag(index: Tensor, weights: Tensor, bags: Tensor, rows: int) -> Tensor:
     """out[r] = sum of weights[n, k] * bags[n] over index[n, k] == r: (N, K), (N, K), (N, D) to (rows, D).
 
-    A transposed sparse product, several times faster here than autograd's own backward of embedding_bag.
+    A transposed sparse product, several times faster than autograd's backward of embedding_bag.
     """
     count, size = index.shape
     starts = np.arange(0, count * size + 1, size, dtype=np.int32)
@@ -236,10 +236,10 @@ def _transposed_bag(index: Tensor, weights: Tensor, bags: Tensor, rows: int) -> 
 def deformable_attention(value: Tensor, shapes: Shapes, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
     """Sum of sampled values.
 
-    value: (B, S, M, D), the tokens of all levels one after another, split into M heads; S is the sum of H * W.
+    value: (B, S, M, D), the concatenated tokens of all levels, split into M heads; S is the sum of H * W.
     shapes: (H, W) of each of the L levels.
-    x, y: (B, T, M, L, P) positions in pixels of their level; the centre of the first pixel is at 0.5, and what lies
-    outside the level reads as zero. At least float32: half a pixel of a wide level is lost in half precision.
+    x, y: (B, T, M, L, P) positions in pixels of their level; the centre of the first pixel is at 0.5, and everything
+    outside the level is zero. At least float32: half a pixel of a wide level is lost in half precision.
     weight: (B, T, M, L, P) attention weights.
 
     Returns (B, T, M * D) in the dtype of `value`.

@@ -7,6 +7,6 @@ from torch import Tensor
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """(B, C, H, W) with the channels of a pixel next to one another, the layout that convolutions are fastest in on
-    CPUs and GPUs. Other devices (MPS) keep the layout that they have."""
+    """(B, C, H, W) in channels-last format, in which convolutions are fastest on CPUs and GPUs. On other devices (MPS)
+    the format is unchanged."""
     return x.contiguous(memory_format=torch.channels_last) if x.device.type in ("cpu", "cuda") else x

@@ -1,7 +1,7 @@
 """Mask maps sampled bilinearly at points, all maps of an image at the same ones.
 
 Coordinates are (x, y) in [0, 1]^2 over the whole map, whatever its resolution: (0, 0) is the outer corner of the first
-pixel, whose centre lies at (0.5 / W, 0.5 / H). Outside of the map everything is zero.
+pixel, whose centre is at (0.5 / W, 0.5 / H). Outside the map everything is zero.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class TableSampler:
     def __init__(self, coords: Tensor, height: int, width: int):
         """coords: (P, 2), float32 or float64; samples have their dtype."""
         self.height, self.width = height, width
-        # With the frame, the centre of the first pixel is at 1. Beyond the frame all is as zero as the frame.
+        # With the frame, the centre of the first pixel is at 1. Beyond the frame everything is zero, as on it.
         x = (coords[:, 0] * width + 0.5).clamp(0, width + 1)
         y = (coords[:, 1] * height + 0.5).clamp(0, height + 1)
         left, top = x.floor().clamp(max=width), y.floor().clamp(max=height)
@@ -62,7 +62,7 @@ class TableSampler:
         return _TableSample.apply(maps, self)
 
     def _sample_bool(self, maps: Tensor) -> Tensor:
-        """Targets are many and large: only the pixels that are read become floating point."""
+        """Targets are many and large: only the sampled pixels are converted to floating point."""
         framed = F.pad(maps, (1, 0, 1, 2)).view(torch.uint8).flatten(1)
         corners = framed.index_select(1, self.rows.flatten()).view(-1, *self.rows.shape)  # (N, P, 4)
         return (corners * self.weights).sum(2)
@@ -92,7 +92,7 @@ class TableSampler:
         return table[1 : self.height + 1, 1:].permute(2, 0, 1).contiguous()
 
     def _transpose(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The points that read each row of the table, where those of a row begin, and their weights."""
+        """The points that sample each row of the table, where those of a row begin, and their weights."""
         if self._transposed is None:
             rows, order = self.rows.flatten().int().sort(stable=True)  # half the time of int64
             bounds = torch.arange((self.height + 3) * (self.width + 1) + 1, dtype=rows.dtype, device=rows.device)
@@ -117,8 +117,8 @@ class _TableSample(torch.autograd.Function):
 def point_sampler(coords: Tensor, height: int, width: int) -> Callable[[Tensor], Tensor]:
     """A function (N, height, width) -> (N, P) that samples like `sample_points(maps, coords)`.
 
-    coords: (P, 2). float64 is for comparison with other programs, and takes the plain form: with the same rounding,
-    points that are equally uncertain are ranked as there.
+    coords: (P, 2). float64 is for comparison with other programs, and uses the plain form: with the same rounding,
+    equally uncertain points are ranked in the same way.
     """
     if coords.dtype == torch.float64 or not switches.enabled("point_table"):
         return partial(sample_points, coords=coords)

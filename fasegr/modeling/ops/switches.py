@@ -1,7 +1,7 @@
 """Which faster forms are in use.
 
 An operation in this folder has a plain form, which is the readable reference, and faster forms with equal results for
-machines where a measurement shows that they pay (docs/benchmarks.md). To find out whether a faster form is at fault,
+machines where measurements show that they pay off (docs/benchmarks.md). To find out whether a faster form is at fault,
 turn it off: `FASEGR_PLAIN=embedding_bag python train_net.py ...`, several names with commas, `FASEGR_PLAIN=all` for
 every one, or in code `with switches.off("embedding_bag"): ...`. Tests compare both in float64.
 """
@@ -12,12 +12,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# name -> what is computed in another way, and where
+# name -> what it computes, and where
 FASTER_FORMS = {
-    "embedding_bag": "deformable attention as one weighted bag, on a CPU (deformable_attention.py)",
+    "embedding_bag": "deformable attention as one weighted embedding bag, on a CPU (deformable_attention.py)",
     "triton_deformable_attention": "deformable attention as one kernel, on a GPU (triton_deformable_attention.py)",
     "patch_products": "gradients of convolution weights as matrix products, on a CPU with AVX2 only (convolution.py)",
-    "class_argmax": "the likeliest class of each pixel, plane by plane, on a CPU (class_argmax.py)",
+    "class_argmax": "the most likely class of each pixel, plane by plane, on a CPU (class_argmax.py)",
     "point_table": "masks sampled at points as a table lookup (point_sample.py)",
 }
 

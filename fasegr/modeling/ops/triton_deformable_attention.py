@@ -4,19 +4,19 @@
 
     out[row] = sum_k w_k * (s00 v00 + s10 v10 + s01 v01 + s11 v11),   s00 = (1 - fx) (1 - fy), s10 = fx (1 - fy), ...
 
-with fx, fy the fractions of the point's position and v = 0 outside of the level. It is summed in registers, so nothing
+with fx, fy the fractions of the point's position and v = 0 outside the level. It is summed in registers, so nothing
 but the result is written; values may be half precision, sums are float32 (float64 for float64).
 
-**Backward.** With g the gradient of a row and gij = <g, vij>, taken while the pixels are read again,
+**Backward.** With g the gradient of a row and gij = <g, vij>, computed while the pixels are read again,
 
     d/dw  = s00 g00 + s10 g10 + s01 g01 + s11 g11
     d/dx  = w ((1 - fy) (g10 - g00) + fy (g11 - g01)),   d/dy in the same way
     d/dvij += w sij g
 
-The last is a sum over all rows that read a pixel. By default rows add to it as they come (atomics), so that its last
-bits differ from run to run. Where `torch.use_deterministic_algorithms` is set (config key SPEED.DETERMINISTIC), rows
-write down which pixel takes which share; sorted by pixel, stably, each pixel's list is summed in its order. That is
-slower, and its lists take some 20 bytes a corner, of one image at a time.
+The last is a sum over all rows that read a pixel. By default it is accumulated with atomics, in any order, so that its
+last bits differ from run to run. With `torch.use_deterministic_algorithms` (config key SPEED.DETERMINISTIC), rows store
+the pixel and share of each corner; after a stable sort by pixel, each pixel's list is summed in order. That is slower,
+and the lists take about 20 bytes per corner, for one image at a time.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def supports(value: Tensor) -> bool:
 
 
 def sample_by_triton(value: Tensor, shapes: Shapes, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-    """`deformable_attention` by Triton kernels; arguments and result as there."""
+    """`deformable_attention` by Triton kernels, with the same arguments and result."""
     dtype = torch.promote_types(value.dtype, torch.float32)
     x, y, weight = (t.to(dtype).contiguous() for t in (x, y, weight))
     return _sample(value.contiguous(), x, y, weight, [side for shape in shapes for side in shape])
@@ -124,7 +124,7 @@ def _launch_backward(kernels, grad, value, x, y, weight, grad_value, keys, share
 
 
 def _sum_by_cell(kernels, grad: Tensor, keys: Tensor, shares: Tensor, grad_value: Tensor) -> None:
-    """The gradient of one image's values: rows `grad` by what they wrote down of their corners."""
+    """The gradient of one image's values, from the rows `grad` and the pixels and shares of their corners."""
     cells, dim = grad_value.shape[1] * grad_value.shape[2], grad_value.shape[3]
     sorted_keys, order = keys.view(-1).sort(stable=True)
     starts = torch.searchsorted(sorted_keys, torch.arange(cells + 1, dtype=keys.dtype, device=keys.device))
@@ -140,7 +140,7 @@ def _sum_by_cell(kernels, grad: Tensor, keys: Tensor, shares: Tensor, grad_value
 
 
 def _launch_arguments(value: Tensor, x: Tensor, sides: list[int]) -> tuple[int, tuple, dict]:
-    """Number of rows; the arguments that end with it; the sizes that are compiled for."""
+    """Number of rows; the run-time arguments that end with it; the compile-time sizes."""
     (_, tokens, heads, dim), (_, queries, _, levels, points) = value.shape, x.shape
     rows = x.shape[:3].numel()
     counts = (tuple(2 * side + 1 for side in sides), tokens, queries, rows)

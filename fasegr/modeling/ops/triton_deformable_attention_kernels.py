@@ -1,15 +1,15 @@
-"""Triton kernels of multi-scale deformable attention; `triton_deform_attn.py` has the maths and launches them.
+"""Triton kernels of multi-scale deformable attention; `triton_deformable_attention.py` has the maths and launches them.
 
 Rows are (image, query, head), in the order of memory, and a program takes BLOCK_ROWS of them; BLOCK_DIM is DIM, the
 channels of a head, rounded up to a power of two. `sizes` is a tuple with 2 H + 1 and 2 W + 1 of each level: Triton
-compiles again for an argument that is 1 or a multiple of 16, and an odd number above 1 is neither, so that one
-compilation serves images of all sizes. Offsets within an image fit 32 bits, those of images and rows take 64.
+recompiles for arguments that are 1 or a multiple of 16, and an odd number above 1 is neither, so that one compilation
+serves images of all sizes. Offsets within an image fit 32 bits, those of images and rows take 64.
 """
 
 import triton
 import triton.language as tl
 
-_COUNTS = ["tokens", "queries", "rows"]  # not compiled for special values either
+_COUNTS = ["tokens", "queries", "rows"]  # not specialised either
 
 
 @triton.jit
@@ -17,7 +17,7 @@ def _place(x, y, height, width):
     """The four pixels around points. x, y: (N,) positions in pixels, 0.5 being the centre of the first.
 
     Returns the column and row of the first pixel, the fractions beyond its centre, and which pixels exist: left, right
-    column and upper, lower row. No pixel exists for a point that is a pixel or more outside, nor for NaN.
+    column and upper, lower row. No pixel exists for points a pixel or more outside, nor for NaN.
     """
     x = x - 0.5
     y = y - 0.5
@@ -76,8 +76,8 @@ def sample(
 
 
 @triton.jit
-def _give(grad_value, keys, shares, offset, cell, at, nowhere, share, g, exists, channel, live, ATOMIC: tl.constexpr):
-    """The gradient of one corner: added to its pixel, or written down (pixel and share) to be summed in order."""
+def _emit(grad_value, keys, shares, offset, cell, at, nowhere, share, g, exists, channel, live, ATOMIC: tl.constexpr):
+    """The gradient of one corner: added to its pixel, or stored (pixel and share) to be summed in order later."""
     if ATOMIC:
         tl.atomic_add(grad_value + offset, share[:, None] * g, mask=exists[:, None] & channel, sem="relaxed")
     else:
@@ -135,13 +135,13 @@ def sample_backward(
             tl.store(grad_y + at, w * (bottom - top), mask=live)
 
             nowhere = tokens * HEADS
-            _give(grad_value, keys, shares, first, cell, 4 * at, nowhere,
+            _emit(grad_value, keys, shares, first, cell, 4 * at, nowhere,
                   w * (1 - fx) * (1 - fy), g, m00, channel, live, ATOMIC)  # fmt: skip
-            _give(grad_value, keys, shares, first + step, cell + HEADS, 4 * at + 1, nowhere,
+            _emit(grad_value, keys, shares, first + step, cell + HEADS, 4 * at + 1, nowhere,
                   w * fx * (1 - fy), g, m10, channel, live, ATOMIC)  # fmt: skip
-            _give(grad_value, keys, shares, first + width * step, cell + width * HEADS, 4 * at + 2, nowhere,
+            _emit(grad_value, keys, shares, first + width * step, cell + width * HEADS, 4 * at + 2, nowhere,
                   w * (1 - fx) * fy, g, m01, channel, live, ATOMIC)  # fmt: skip
-            _give(grad_value, keys, shares, first + (width + 1) * step, cell + (width + 1) * HEADS, 4 * at + 3, nowhere,
+            _emit(grad_value, keys, shares, first + (width + 1) * step, cell + (width + 1) * HEADS, 4 * at + 3, nowhere,
                   w * fx * fy, g, m11, channel, live, ATOMIC)  # fmt: skip
         start += height * width
 
@@ -153,8 +153,8 @@ def sum_by_cell(
 ):  # fmt: skip
     """grad_value[cell] = sum of shares[i] * grad[i // CORNERS] over i in order[starts[cell] : starts[cell + 1]].
 
-    All of one image. CORNERS: corners of a row. A cell is a head of a token; it adds one after another, always in the
-    same order.
+    For one image. CORNERS: per row. A cell is a head of a token; its terms are added one by one, always in the same
+    order.
     """
     c = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     d = tl.arange(0, BLOCK_DIM)

@@ -1,8 +1,7 @@
-"""Whether Triton kernels can be compiled and run for a GPU, asked before one is chosen, so that nothing is tried; and
-what their launches share.
+"""Whether Triton kernels can be compiled and run for a GPU, checked before choosing one; and helpers for launches.
 
-This file imports no Triton before a launch, and neither do the files that wrap kernels: all else runs without it.
-Kernels lie in files of their own, which are imported when one is launched.
+Neither this file nor those that wrap kernels import Triton before a launch, so everything else runs without it.
+Kernels are in separate files, which are imported when one is launched.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ import torch
 def has_triton(index: int | None, dtype: torch.dtype) -> bool:
     """Whether kernels for `dtype` can be compiled for the NVIDIA GPU of that index (None: the current one).
 
-    Triton compiles for compute capability 7.0 and above; bfloat16 and TF32 came with 8.0. It also builds a launcher
-    in C for the Python that runs it, at the first call.
+    Triton compiles for compute capability 7.0 and above; bfloat16 and TF32 came with 8.0. It also compiles a
+    launcher in C at the first call, against the running Python.
     """
     needed = (8, 0) if dtype == torch.bfloat16 else (7, 0)
     return _toolchain() and torch.cuda.get_device_capability(index) >= needed
@@ -34,7 +33,7 @@ def _toolchain() -> bool:
 
 
 def launching_on(device: torch.device) -> AbstractContextManager:
-    """Triton launches on the current GPU, which need not be the one of the tensors. Its interpreter takes the CPU's."""
+    """Triton launches on the current GPU, which may not be that of the tensors. Its interpreter runs on the CPU."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 

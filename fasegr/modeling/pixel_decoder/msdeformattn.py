@@ -43,7 +43,7 @@ class MSDeformAttn(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Head h looks in direction h of a circle, its p-th point p pixels away; all points weigh the same."""
+        """Head h samples in direction h of a circle, its p-th point p pixels away; all points have the same weight."""
         heads, levels, points = self.grid
         angle = torch.arange(heads, dtype=torch.float32) * (2 * math.pi / heads)
         direction = torch.stack([angle.cos(), angle.sin()], -1)
@@ -67,11 +67,11 @@ class MSDeformAttn(nn.Module):
     def _sampling_points(self, query: Tensor, reference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Where to sample, x and y, and the attention weights, all (B, T, M, L, P). query: (B, T, C)."""
         heads, levels, points = self.grid
-        # One product makes x, y and weights, each as a plane of its own.
+        # One product for x, y and weights, each in a separate plane.
         offsets, attention = self.sampling_offsets, self.attention_weights
         weight = torch.cat([offsets.weight[0::2], offsets.weight[1::2], attention.weight])
         bias = torch.cat([offsets.bias[0::2], offsets.bias[1::2], attention.bias])
-        # Locations are good to a fraction of a pixel only in float32, hence outside autocast.
+        # Sub-pixel locations need float32, hence outside autocast.
         with torch.autocast(query.device.type, enabled=False):
             query = query.to(torch.promote_types(query.dtype, weight.dtype))
             planes = F.linear(query, weight, bias).unflatten(-1, (3, heads, levels * points))
@@ -141,19 +141,19 @@ def _reference_points(shapes: Sequence[tuple[int, int]], dtype: torch.dtype, dev
 
     x = torch.cat([centres(w).repeat(h) for h, w in shapes])
     y = torch.cat([centres(h).repeat_interleave(w) for h, w in shapes])
-    # Numbers times tensors: a tensor made from numbers would be copied to the device, and waited for.
+    # Tensors times numbers: the host would wait for the copy of a tensor made from numbers.
     x = torch.stack([x * w for _, w in shapes], dim=-1)
     y = torch.stack([y * h for h, _ in shapes], dim=-1)
     return torch.stack([x, y])[:, :, None, :, None]
 
 
 class MSDeformAttnPixelDecoder(nn.Module):
-    """Backbone maps to mask features, the maps that the transformer decoder reads, and their key positions.
+    """Backbone maps to mask features, the maps that the transformer decoder attends to, and their key positions.
 
     in_channels: {name: channels}, finest map first. strides: {name: stride}. encoder_features: the names that enter
-    the deformable encoder; finer ones are merged behind it, FPN-like, down to `common_stride`.
-    num_levels: maps handed to the transformer decoder, coarse first (3: the encoder's; 4: the 1/4 map as well). What is
-    not read there would have parameters without gradients, so with few layers it is not handed out.
+    the deformable encoder; finer ones are merged after it, FPN-like, down to `common_stride`.
+    num_levels: maps for the transformer decoder, coarse first (3: the encoder's; 4: the 1/4 map too). With few layers,
+    those that it would not use are left out, since their parameters would get no gradients.
     key_position: "conditional" (FASeg), "sinusoidal" (Mask2Former) or "learnable".
     """
 
@@ -224,8 +224,8 @@ class MSDeformAttnPixelDecoder(nn.Module):
         head, former, faseg = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER, cfg.MODEL.FASEG
         missing = [name for name in head.IN_FEATURES if name not in input_shape]
         if missing:
-            raise ValueError(f"MODEL.SEM_SEG_HEAD.IN_FEATURES has {missing}; the backbone gives {list(input_shape)}")
-        read = min(len(level_strides(faseg.HIGH_RES.ATTENTION, faseg.HIGH_RES.LEVELS)), former.DEC_LAYERS - 1)
+            raise ValueError(f"MODEL.SEM_SEG_HEAD.IN_FEATURES has {missing}; the backbone has {list(input_shape)}")
+        used = min(len(level_strides(faseg.HIGH_RES.ATTENTION, faseg.HIGH_RES.LEVELS)), former.DEC_LAYERS - 1)
         encoder_features = head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES
         return {
             "in_channels": {name: input_shape[name].channels for name in head.IN_FEATURES},
@@ -240,7 +240,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
             "ffn_dim": head.DEFORMABLE_TRANSFORMER_ENCODER_DIM_FEEDFORWARD,
             "dropout": former.DROPOUT,
             "common_stride": head.COMMON_STRIDE,
-            "num_levels": max(read, len(encoder_features)),
+            "num_levels": max(used, len(encoder_features)),
             "key_position": faseg.KEY_POSITION,
         }
 
@@ -256,7 +256,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         outputs = self.transformer(maps, positions[: len(maps)])
         for i, name in zip(range(len(self.fpn_features), 0, -1), self.fpn_features, strict=True):
             lateral = self.get_submodule(f"adapter_{i}")(features[name])
-            # In place, since the finest maps set the peak of the memory: no gradient needs the lateral map.
+            # In place, since the finest maps set the peak memory; no gradient needs the lateral map.
             lateral += F.interpolate(outputs[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False)
             outputs.append(self.get_submodule(f"layer_{i}")(lateral))
         return PixelDecoderOutput(self.mask_features(outputs[-1]), outputs[: len(self.levels)], positions)

@@ -1,5 +1,5 @@
 """Multi-head attention, the sub-layers that all decoder layers share (self-attention, feed-forward network; post-norm),
-and what cross-attention takes and returns. The kinds of cross-attention are in `cross_attention.py` and `rcda.py`.
+and the input and output of cross-attention, whose kinds are in `cross_attention.py` and `rcda.py`.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ class MultiheadAttention(nn.Module):
         q, k, v = self.project(query, key, value)
         scores = (q * (1 / math.sqrt(q.shape[-1]))) @ k.transpose(-1, -2)
         if attn_mask is not None:
-            # added rather than filled in: the mask is the same for all heads, and a sum in place makes no copy
+            # added, not filled in: the mask is the same for all heads, and an in-place sum makes no copy
             scores += torch.zeros_like(attn_mask, dtype=scores.dtype).masked_fill_(attn_mask, float("-inf"))
-        # statistics of a softmax over thousands of keys need float32
+        # a softmax over thousands of keys needs float32
         weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
         return self.merge(weights.to(v.dtype) @ v), weights.mean(1)
 
@@ -91,12 +91,12 @@ class FFNLayer(nn.Module):
 
 
 class CrossAttentionContext(NamedTuple):
-    """What a layer's cross-attention may look at besides the queries.
+    """Inputs of a layer's cross-attention besides the queries.
 
-    level: the map that it reads. query_pos: (B, Q, C), the positional queries in force. query_embed: (B, Q, C), B of
-    eq. 2. mask_logits: (B, Q, n), the newest masks on this level; None where the level is read without a mask.
-    coarse_attention: (B, Q, m), that of this round's coarsest layer, None if nobody reads it; coarse_size: (h, w) of
-    its level. need_weights: whether the attention of this layer is read later.
+    level: the map to attend to. query_pos: (B, Q, C), the current positional queries. query_embed: (B, Q, C), B of
+    eq. 2. mask_logits: (B, Q, n), the latest masks on this level; None if the layer uses no mask.
+    coarse_attention: (B, Q, m), of this round's coarsest layer, None if it is not needed; coarse_size: (h, w) of its
+    level. need_weights: whether the attention of this layer is used later.
     """
 
     level: FeatureLevel
@@ -109,8 +109,8 @@ class CrossAttentionContext(NamedTuple):
 
 
 class CrossAttentionOutput(NamedTuple):
-    """queries: (B, Q, C). attention: (B, Q, n), averaged over heads, where it was asked for and the kind hands it out.
-    pixels: (B, k) indices of the pixels that were attended to, None for the whole level."""
+    """queries: (B, Q, C). attention: (B, Q, n), averaged over heads, if it is needed and this kind returns it.
+    pixels: (B, k) indices of the attended pixels, None for the whole level."""
 
     queries: Tensor
     attention: Tensor | None = None

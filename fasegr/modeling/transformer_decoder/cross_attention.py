@@ -1,11 +1,11 @@
-"""Cross-attention: queries read one level. A module for each kind: masked, sparse (HRCA), row-column (`rcda.py`).
+"""Cross-attention of the queries to one level, a module for each kind: masked, sparse (HRCA), row-column (`rcda.py`).
 
-All are called `layer(queries, context)` and return a `CrossAttentionOutput`. Of each kind,
+All are called as `layer(queries, context)` and return a `CrossAttentionOutput`. Each kind has
 
-- `uses_mask` says whether it reads `context.mask_logits`, `reads_attention` whether `context.coarse_attention`;
-- `query_pos(context)` is the positional query that it attends with;
-- `attention_map(queries, context, pixels)` computes the weights that it attends with, (B, Q, n), averaged over heads:
-  for figures, whether or not the model needs the weights.
+- `uses_mask`, whether it uses `context.mask_logits`, and `reads_attention`, whether `context.coarse_attention`;
+- `query_pos(context)`, the positional query that it attends with;
+- `attention_map(queries, context, pixels)`, its attention weights (B, Q, n), averaged over heads: for figures,
+  whether or not the model needs the weights.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class _CrossAttention(nn.Module):
 
 
 class MaskedCrossAttention(_CrossAttention):
-    """Masked attention of Mask2Former: a query attends within the mask that it has just predicted.
+    """Masked attention of Mask2Former: a query attends within its latest predicted mask.
 
-    mask_threshold: a key is masked where the probability of the mask is below it. A query whose whole mask is below it
+    mask_threshold: keys are masked where the mask probability is below it. A query whose whole mask is below it
     attends everywhere.
     """
 
@@ -49,7 +49,7 @@ class MaskedCrossAttention(_CrossAttention):
     def __init__(self, dim: int, num_heads: int, *, mask_threshold: float):
         super().__init__(dim, num_heads)
         if not 0 < mask_threshold < 1:
-            raise ValueError(f"mask_threshold is {mask_threshold}; it must lie between 0 and 1 (0.15 in FASeg)")
+            raise ValueError(f"mask_threshold is {mask_threshold}; it must be between 0 and 1 (0.15 in FASeg)")
         self.mask_threshold_logit = math.log(mask_threshold / (1 - mask_threshold))
 
     def forward(self, queries: Tensor, context: CrossAttentionContext) -> CrossAttentionOutput:
@@ -83,7 +83,7 @@ class MaskedCrossAttention(_CrossAttention):
 class SparseCrossAttention(_CrossAttention):
     """Unmasked attention to selected pixels of a high-resolution level (HRCA, and vanilla: all pixels).
 
-    dynamic_query: attend with the positional query in force (paper) instead of `query_embed` (release).
+    dynamic_query: attend with the current positional query (paper) instead of `query_embed` (release).
     """
 
     uses_mask = False
@@ -105,7 +105,7 @@ class SparseCrossAttention(_CrossAttention):
     ) -> tuple[Tensor, Tensor, Tensor]:
         memory, key_pos, _ = context.level
         if pixels is not None:
-            # Indexed and not gathered, which would keep the whole map for the backward pass.
+            # Indexed, since gather would keep the whole map for the backward pass.
             image = torch.arange(len(pixels), device=pixels.device).unsqueeze(1)
             memory, key_pos = memory[image, pixels], key_pos[image, pixels]
         return queries + self.query_pos(context), memory + key_pos, memory
@@ -120,10 +120,10 @@ class SparseCrossAttention(_CrossAttention):
 def build_cross_attention(
     *, mask_threshold: float, attention: str, levels: Sequence[int], omega: int, selection: str, query: str
 ) -> list[Callable[[int, int], nn.Module]]:
-    """How the layers of one round read their levels, coarse to fine: for each a function (dim, num_heads) -> module.
+    """The cross-attention of each layer of one round, coarse to fine, as functions (dim, num_heads) -> module.
 
     attention: of the high-resolution levels, "hrca", "random", "vanilla", "rcda" or "none"; levels: their strides. The
-    others are read by masked attention. selection: of HRCA, "window" or "pixel". query: "static" or "dynamic".
+    others have masked attention. selection: of HRCA, "window" or "pixel". query: "static" or "dynamic".
     """
     masked = partial(MaskedCrossAttention, mask_threshold=mask_threshold)
     strides = level_strides(attention, levels)

@@ -43,14 +43,14 @@ class _PredictionInput(NamedTuple):
 
 
 class MultiScaleMaskedTransformerDecoder(nn.Module):
-    """FASeg's decoder, and Mask2Former's under other arguments.
+    """FASeg's decoder, and Mask2Former's with other arguments.
 
-    num_layers: decoder layers; layer i attends to level i mod the number of levels; without a layer there is no level.
+    num_layers: decoder layers; layer i attends to level i mod the number of levels. Levels without layers are omitted.
     positional_query: "dfpq", "learnable", "grid_anchor", "dynamic_anchor" or "dynamic_foreground".
     first_query_region: of DFPQ, "background" or "foreground".
     mask_threshold: of masked attention. high_res_attention: "hrca", "random", "vanilla", "rcda" or "none".
-    high_res_levels: strides of the levels that it reads; 1/4 is a level only if it is one of them. omega: one key in
-    `omega` is attended to. high_res_selection: of HRCA, "window" or "pixel". high_res_query: "static" or "dynamic".
+    high_res_levels: strides of its levels; 1/4 is a level only if it is one of them. omega: one key in `omega` is
+    attended to. high_res_selection: of HRCA, "window" or "pixel". high_res_query: "static" or "dynamic".
     """
 
     _version = 2  # as FASegHead's
@@ -86,7 +86,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             omega=omega,
             selection=high_res_selection,
             query=high_res_query,
-        )[:num_layers]  # a level that no layer reads would have parameters without gradients
+        )[:num_layers]  # a level without a layer would have parameters without gradients
         if positional_query in ("learnable", "grid_anchor"):
             self.positional_query = ConstantQuery()
         else:
@@ -116,7 +116,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
                 c2_xavier_fill(projection)
         self.class_embed = nn.Linear(dim, num_classes + 1)
         self.mask_embed = MLP(dim, dim, mask_dim, 3)
-        self.need_weights = [self._is_attention_read(i, len(kinds)) for i in range(num_layers)]
+        self.need_weights = [self._needs_weights(i, len(kinds)) for i in range(num_layers)]
 
     @classmethod
     def from_config(cls, cfg, in_channels: int) -> dict:
@@ -142,17 +142,17 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             "high_res_query": faseg.HIGH_RES.QUERY,
         }
 
-    def _is_attention_read(self, i: int, num_levels: int) -> bool:
-        """Whether a later layer uses the attention of layer i; only then is it formed."""
+    def _needs_weights(self, i: int, num_levels: int) -> bool:
+        """Whether a later layer uses the attention of layer i; only then is it computed."""
         layers = self.transformer_cross_attention_layers
         if not layers[i].uses_mask:
             return False
-        by_query = self.positional_query.reads_attention and i + 1 < len(layers)
+        for_query = self.positional_query.reads_attention and i + 1 < len(layers)
         rest_of_round = layers[i + 1 : i + num_levels] if i % num_levels == 0 else ()
-        return by_query or any(layer.reads_attention for layer in rest_of_round)
+        return for_query or any(layer.reads_attention for layer in rest_of_round)
 
     def forward(self, maps: PixelDecoderOutput) -> list[Prediction]:
-        """Predictions, the last layer's last. In evaluation mode there is only that one."""
+        """The predictions of all layers in order; in evaluation mode only that of the last layer."""
         pairs = zip(maps.features, maps.key_positions, strict=True)
         levels = [self._level(i, f, p) for i, (f, p) in enumerate(islice(pairs, len(self.input_proj)))]
         level_mask_features = self._level_mask_features(maps.mask_features, levels)
@@ -202,10 +202,10 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
 
     @torch.no_grad()
     def _level_mask_features(self, mask_features: Tensor, levels: list[FeatureLevel]) -> list[Tensor | None]:
-        """(B, mask_dim, n) of every level that is read through a mask.
+        """(B, mask_dim, n) of every level with masked attention, None of the others.
 
         Resizing and the product with the mask embedding are linear and commute: the masks of a level cost a product at
-        its own size. They are thresholded, so no gradient runs through them.
+        its own size. They are thresholded, so no gradient flows through them.
         """
         return [
             F.interpolate(mask_features, size=level.size, mode="bilinear", align_corners=False).flatten(2)

@@ -1,4 +1,4 @@
-"""The maps that the decoder reads, coarse to fine, one in each layer of a round."""
+"""The levels that the decoder attends to, coarse to fine, one in each layer of a round."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-COARSE_STRIDES = (32, 16, 8)  # read in every round; Mask2Former's three
+COARSE_STRIDES = (32, 16, 8)  # in every round; the three of Mask2Former
 HIGH_RES_CHOICES = ((4,), (8,), (4, 8))
 
 
 class FeatureLevel(NamedTuple):
-    """One map as the decoder reads it. memory, key_pos: (B, n, C). size: (h, w) with h * w = n."""
+    """One map as the decoder attends to it. memory, key_pos: (B, n, C). size: (h, w) with h * w = n."""
 
     memory: Tensor
     key_pos: Tensor
@@ -22,10 +22,9 @@ class FeatureLevel(NamedTuple):
 def level_strides(high_res_attention: str, high_res_levels: Sequence[int]) -> tuple[int, ...]:
     """Strides of the maps of one round, coarse first.
 
-    high_res_levels: strides of the maps that the high-resolution attention reads. The 1/4 map is a level only if it is
-    one of them: with [8], and with the attention "none", nothing reads it. Table 8 of the paper measures just that: 1/8
-    costs 2,600 M multiply-adds less than 1/4, more than any attention on the 1/4 map costs (table 6: 1,100 M for all
-    of its pixels).
+    high_res_levels: strides of the maps with high-resolution attention. The 1/4 map is a level only if it is one of
+    them: with [8], and with the attention "none", it is not used. Table 8 of the paper agrees: 1/8 costs 2,600 M fewer
+    multiply-adds than 1/4, more than any attention on the 1/4 map costs (table 6: 1,100 M for all of its pixels).
     """
     if tuple(high_res_levels) not in HIGH_RES_CHOICES:
         raise ValueError(f"high_res_levels is {list(high_res_levels)}; choose [4], [8] or [4, 8]")

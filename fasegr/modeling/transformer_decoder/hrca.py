@@ -34,11 +34,11 @@ class _OneInOmega:
         self.omega = omega
 
     def count(self, n: int) -> int:
-        return max(1, n // self.omega)  # small images have fewer cells than omega; with no key there is no context
+        return max(1, n // self.omega)  # small images have fewer cells than omega; attention needs a key
 
 
 class TopWindows(_OneInOmega):
-    """HRCA as released: the coarse cells that all queries together attend to most bring their whole windows."""
+    """HRCA as released: the whole windows of the coarse cells that all queries together attend to most."""
 
     reads_attention = True
 
@@ -46,7 +46,7 @@ class TopWindows(_OneInOmega):
         return self.windows(context.coarse_attention.sum(1), context.coarse_size, context.level.size)
 
     def windows(self, scores: Tensor, coarse: Size, fine: Size) -> Tensor:
-        """Pixels (B, k), in a map of size `fine`, of the windows of the best cells by scores (B, n)."""
+        """Pixels (B, k), in a map of size `fine`, of the windows of the cells with the highest scores (B, n)."""
         rows, columns = _window(coarse, fine)
         cells = scores.topk(self.count(coarse[0] * coarse[1]), sorted=False).indices
         top, left = torch.div(cells, coarse[1], rounding_mode="floor") * rows, cells % coarse[1] * columns
@@ -57,7 +57,7 @@ class TopWindows(_OneInOmega):
 
 
 class TopPixels(_OneInOmega):
-    """HRCA as the paper words it: attention is upsampled bilinearly and the strongest pixels are kept."""
+    """HRCA as the paper describes it: attention is upsampled bilinearly and the strongest pixels are kept."""
 
     reads_attention = True
 
@@ -69,13 +69,13 @@ class TopPixels(_OneInOmega):
 
 
 class RandomWindows(TopWindows):
-    """As many windows as HRCA takes, drawn at random for every image (paper, table 6)."""
+    """As many windows as in HRCA, drawn at random for every image (paper, table 6)."""
 
     reads_attention = False
 
     def __call__(self, context: CrossAttentionContext) -> Tensor:
         memory, (height, width) = context.level.memory, context.coarse_size
-        dtype = torch.promote_types(memory.dtype, torch.float32)  # as attention has
+        dtype = torch.promote_types(memory.dtype, torch.float32)  # like attention weights
         noise = torch.rand(len(memory), height * width, dtype=dtype, device=memory.device)
         return self.windows(noise, context.coarse_size, context.level.size)
 
@@ -101,7 +101,7 @@ def _window(coarse: Size, fine: Size) -> Size:
     rows, columns = fine[0] // coarse[0], fine[1] // coarse[1]
     if (rows * coarse[0], columns * coarse[1]) != tuple(fine):
         raise ValueError(
-            f"the high-resolution map {tuple(fine)} is no whole multiple of the coarsest one {tuple(coarse)}; "
+            f"the high-resolution map {tuple(fine)} is not a multiple of the coarsest one {tuple(coarse)}; "
             "pad images to a multiple of 32"
         )
     return rows, columns

@@ -1,4 +1,4 @@
-"""Key positions K_p: what tells a query where a key lies. One map for each level, used by encoder and decoder alike.
+"""Key positions K_p, which tell a query where a key is: one map for each level, shared by encoder and decoder.
 
 A key position is a module `f(level, features)`: features (B, C, H, W) of the level's projection, returns (B, C, H, W).
 `reads_features` says whether the values of the features matter, or only their size.
@@ -16,8 +16,8 @@ from torch.nn import functional as F
 class ConditionalPosition(nn.ModuleList):
     """Depthwise 3x3 convolution of the features, one for each level.
 
-    Source: Chu et al., "Conditional positional encodings for vision transformers", ICLR 2023; the zeros around the map
-    are what makes the position known.
+    Source: Chu et al., "Conditional positional encodings for vision transformers", ICLR 2023; the zero padding
+    is what makes positions distinguishable.
     """
 
     reads_features = True
@@ -33,13 +33,13 @@ class LearnablePosition(nn.ModuleList):
     """A table of table_size x table_size learned vectors for each level, resized to the map.
 
     Source: "learnable absolute" of the paper's table 3, which cites Gehring et al., "Convolutional sequence to sequence
-    learning", ICML 2017: one learned vector for each place, drawn at first with deviation 0.1. A table stands for the
-    whole image, so images of any size are read bilinearly from it (where it shrinks, from every entry, or training at
-    one size would leave out what another needs).
+    learning", ICML 2017: one learned vector for each position, initialised with deviation 0.1. A table covers the
+    whole image, so it is resized bilinearly to maps of any size (antialiased where it shrinks: otherwise training at
+    one size would skip entries that another needs).
 
     table_size: 16 is one vector for each cell of the coarsest map of a 512 x 512 image. All levels have as many: one
-    for each pixel of the 1/4 map would be 4.2 M parameters, of which attention to one key in 32 trains few at a time;
-    so FASeg keeps the 51 M of the other rows.
+    for each pixel of the 1/4 map would be 4.2 M parameters, few of which would be trained at a time by attention to
+    one key in 32; so FASeg keeps the 51 M of the other rows.
     """
 
     reads_features = False
@@ -70,20 +70,20 @@ class SinusoidalPosition(nn.Module):
         super().__init__()
         if dim % 4:
             raise ValueError(
-                f"a sinusoidal position has pairs for rows and columns: {dim} channels are no multiple of 4"
+                f"a sinusoidal position has pairs for rows and columns; {dim} channels are not a multiple of 4"
             )
         self.dim = dim
         self.temperature = temperature
 
     def forward(self, level: int, features: Tensor) -> Tensor:
         batch, _, height, width = features.shape
-        # Angles in float32 at least: bfloat16 does not tell neighbouring columns apart.
+        # Angles in float32 at least: bfloat16 cannot distinguish neighbouring columns.
         dtype = torch.promote_types(features.dtype, torch.float32)
         half = self.dim // 2
 
         def encode(size: int) -> Tensor:
-            place = torch.arange(1, size + 1, dtype=dtype, device=features.device) / (size + 1e-6)
-            return _waves(place, half, self.temperature)
+            position = torch.arange(1, size + 1, dtype=dtype, device=features.device) / (size + 1e-6)
+            return _sines_and_cosines(position, half, self.temperature)
 
         rows = encode(height).t().unsqueeze(2).expand(half, height, width)
         columns = encode(width).t().unsqueeze(1).expand(half, height, width)
@@ -91,20 +91,20 @@ class SinusoidalPosition(nn.Module):
 
 
 def encode_points(points: Tensor, dim: int, temperature: float = 10000.0) -> Tensor:
-    """Sinusoidal codes (..., dim) of points (..., 2), y and x in shares of height and width.
+    """Sinusoidal codes (..., dim) of points (..., 2), y and x relative to height and width.
 
-    Channels as `SinusoidalPosition` lays them out.
+    The channels are those of `SinusoidalPosition`.
     """
     if dim % 4:
-        raise ValueError(f"a sinusoidal code has pairs for rows and columns: {dim} channels are no multiple of 4")
-    return _waves(points, dim // 2, temperature).flatten(-2)
+        raise ValueError(f"a sinusoidal code has pairs for rows and columns; {dim} channels are not a multiple of 4")
+    return _sines_and_cosines(points, dim // 2, temperature).flatten(-2)
 
 
-def _waves(places: Tensor, channels: int, temperature: float) -> Tensor:
-    """(...) places in shares of a side to (..., channels): pairs of sine and cosine, each pair slower than the last."""
-    step = torch.arange(channels, dtype=places.dtype, device=places.device)
+def _sines_and_cosines(positions: Tensor, channels: int, temperature: float) -> Tensor:
+    """(...) positions relative to a side to (..., channels): pairs of sine and cosine, of decreasing frequency."""
+    step = torch.arange(channels, dtype=positions.dtype, device=positions.device)
     frequency = temperature ** (-2 * torch.div(step, 2, rounding_mode="floor") / channels)
-    angle = (places * (2 * math.pi)).unsqueeze(-1) * frequency
+    angle = (positions * (2 * math.pi)).unsqueeze(-1) * frequency
     return torch.stack([angle[..., 0::2].sin(), angle[..., 1::2].cos()], -1).flatten(-2)
 
 

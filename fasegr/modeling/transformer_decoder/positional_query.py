@@ -1,12 +1,12 @@
-"""Positional queries Q_p: where each query is told to look. One class for each row of the paper's table 5.
+"""Positional queries Q_p, which tell each query where to attend: one class for each row of the paper's table 5.
 
 A positional query has two methods. `first(query_embed, context)` is called once, when only the masks predicted from the
 learnable queries are known; `update(query_pos, query_embed, context)` after every layer but the last, and may return
-`query_pos`, the one in force. `query_embed` is B of eq. 2, (B, Q, C): what is known of a query before any image,
-learned or, for `grid_anchor`, points on a grid. `reads_attention` says whether `update` uses the attention; where
-nobody does, it is not formed.
+`query_pos` unchanged. `query_embed` is B of eq. 2, (B, Q, C): the part that does not depend on the image, learned or,
+for `grid_anchor`, points on a grid. `reads_attention` says whether `update` uses the attention, which is computed only
+where something uses it.
 
-All but one have the form of eq. 2, Q_p = h(X + B), and differ only in X: table 5 leaves the rest of FASeg as it is.
+All but one have the form of eq. 2, Q_p = h(X + B), and differ only in X: table 5 changes nothing else in FASeg.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from fasegr.modeling.transformer_decoder.position_encoding import encode_points
 
 
 class PositionalQueryContext(NamedTuple):
-    """What is known between two layers, when a positional query is made.
+    """Inputs of a positional query, between two layers.
 
-    attention: (B, Q, n), that of the last layer on `level`, which it read; both are None before the first layer, and
-    the attention is after a layer that hands out none (the high-resolution one).
-    mask_logits: (B, Q, m), the newest masks on `next_level`, which the next layer reads; None if it reads it without a
-    mask, so that no masks were made.
+    attention: (B, Q, n), of the last layer, on `level`. Both are None before the first layer; the attention is also
+    None after a layer that returns none (the high-resolution one).
+    mask_logits: (B, Q, m), the latest masks on `next_level`, that of the next layer; None if that layer uses no mask,
+    so that none were computed.
     """
 
     attention: Tensor | None
@@ -52,9 +52,9 @@ class ConstantQuery:
 
 
 class DynamicFocusAwareQuery:
-    """DFPQ: Q_p = h(A K_p + B), the key positions where the last layer looked (paper, eq. 2).
+    """DFPQ: Q_p = h(A K_p + B), the key positions that the last layer attended to (paper, eq. 2).
 
-    After a layer that hands out no attention, the query in force stays. h: the projection, (..., C) to (..., C).
+    After a layer that returns no attention, the query stays the same. h: the projection, (..., C) to (..., C).
     region: what the first query pools K_p over, the "foreground" of the predicted mask (paper) or its "background"
     (released code and weights).
     """
@@ -80,9 +80,9 @@ class DynamicFocusAwareQuery:
 class _MaskQuery:
     """Q_p = h(X + B) with X taken from the foreground of the mask predicted by the previous layer.
 
-    The masks are those that the next layer reads its level with, and X is made on that level. Before a layer that reads
-    without masks the query stays as it is; after it the newest masks count. X is 0 where a mask is empty, which leaves
-    the learned query.
+    The masks are those of the next layer's masked attention, and X is computed on its level. Before a layer without
+    masks the query stays the same; after it, the latest masks are used. X is 0 where a mask is empty, which leaves the
+    learned query.
     """
 
     reads_attention = False
@@ -104,7 +104,7 @@ class _MaskQuery:
 class DynamicForegroundQuery(_MaskQuery):
     """The key positions of the whole predicted foreground: X is the mean of K_p over it (paper, table 5).
 
-    DFPQ with the mask in the place of the attention: each pixel of the segment weighs the same.
+    DFPQ with the mask in place of the attention: all pixels of the segment have the same weight.
     """
 
     def _position(self, foreground: Tensor, level: FeatureLevel) -> Tensor:
@@ -112,22 +112,22 @@ class DynamicForegroundQuery(_MaskQuery):
 
 
 class DynamicAnchorQuery(_MaskQuery):
-    """The centre of the predicted foreground, renewed in every layer: X is its sinusoidal code (paper, table 5).
+    """The centre of the predicted foreground, updated in every layer: X is its sinusoidal code (paper, table 5).
 
     Source: Liu et al., "DAB-DETR: Dynamic anchor boxes are better queries for DETR", ICLR 2022, whose decoder moves the
     anchor of each query from layer to layer; here a query predicts a mask instead of a box, so its centre is the
-    anchor. It is the mean place of the pixels, in shares of height and width, hence the same on each level.
+    anchor. It is the mean position of the pixels, relative to height and width, hence the same on each level.
     """
 
     def _position(self, foreground: Tensor, level: FeatureLevel) -> Tensor:
-        # Sums and places in float32 at least: half precision does not tell neighbouring columns apart.
+        # Sums and positions in float32 at least: half precision cannot distinguish neighbouring columns.
         dtype = torch.promote_types(level.key_pos.dtype, torch.float32)
         region = foreground.unflatten(2, level.size)
         count = region.sum((2, 3), dtype=dtype)
 
         def mean(along: int, size: int) -> Tensor:
-            places = (torch.arange(size, dtype=dtype, device=foreground.device) + 0.5) / size
-            return (region.sum(along, dtype=dtype) * places).sum(-1) / count.clamp(min=1)
+            positions = (torch.arange(size, dtype=dtype, device=foreground.device) + 0.5) / size
+            return (region.sum(along, dtype=dtype) * positions).sum(-1) / count.clamp(min=1)
 
         height, width = level.size
         centre = torch.stack([mean(3, height), mean(2, width)], -1)
@@ -135,12 +135,12 @@ class DynamicAnchorQuery(_MaskQuery):
 
 
 class GridAnchors(nn.Module):
-    """B of pre-defined anchor points: h(sinusoidal code of a point on a grid), instead of a learned table.
+    """B from predefined anchor points: h(sinusoidal code of a point on a grid), instead of a learned table.
 
     Source: Wang et al., "Anchor DETR: Query design for transformer-based detector", AAAI 2022 (one pattern for each
-    point). The grid has round(sqrt(N)) rows, and each row N / rows points or one more, evenly apart, so that any number
+    point). The grid has round(sqrt(N)) rows, each of N / rows points or one more, evenly spaced, so that any number
     of queries covers the image evenly and no two share a point: 100 queries are 10 x 10, 7 are rows of 3, 2 and 2.
-    B is not added again: a learned summand would make the points no more than a start.
+    No learned B is added: that would make the points a mere initialisation.
     """
 
     def __init__(self, num_queries: int, dim: int):
@@ -188,13 +188,13 @@ def build_dynamic_query(
 
 
 def _pool(attention: Tensor, key_pos: Tensor) -> Tensor:
-    """A K_p (eq. 2): attention (B, Q, n), key_pos (B, n, C) to (B, Q, C), where each query looked."""
+    """A K_p (eq. 2): attention (B, Q, n), key_pos (B, n, C) to (B, Q, C), the positions each query attended to."""
     return attention.to(key_pos.dtype) @ key_pos
 
 
 def _average(key_pos: Tensor, region: Tensor) -> Tensor:
     """Mean of key_pos (B, n, C) over a region (B, Q, n), bool: (B, Q, C), 0 where the region is empty."""
-    # Weights first: a sum over all pixels of a level leaves the range of float16, a mean does not.
+    # Weights first: a sum over all pixels of a level can overflow float16, a mean does not.
     dtype = torch.promote_types(key_pos.dtype, torch.float32)
     weights = region.to(dtype) / (region.sum(-1, keepdim=True, dtype=dtype) + 1e-6)
     return _pool(weights, key_pos)

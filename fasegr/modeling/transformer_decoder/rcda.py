@@ -1,7 +1,7 @@
-"""Row-column decoupled attention (RCDA): a query attends to columns and to rows, and reads the pixels where they meet.
+"""Row-column decoupled attention (RCDA): a query attends to columns and to rows, and so to the pixels where they cross.
 
-Source: Wang et al., "Anchor DETR: Query design for transformer-based detector", AAAI 2022; the paper's table 6 sets it
-against HRCA. The weight of pixel (y, x) is a(y) b(x), with a from the keys averaged over each row and b from those
+Source: Wang et al., "Anchor DETR: Query design for transformer-based detector", AAAI 2022; the paper's table 6
+compares it with HRCA. The weight of pixel (y, x) is a(y) b(x), with a from keys averaged over each row and b from keys
 averaged over each column. With n = h w pixels, scores are Q (h + w) instead of Q n numbers. Values are still projected
 at every pixel, as in Anchor DETR, so it costs more operations than HRCA.
 """
@@ -18,11 +18,11 @@ from fasegr.modeling.transformer_decoder.attention import CrossAttentionContext,
 
 
 class RowColumnAttention(nn.Module):
-    """Multi-head attention whose weights are products of one over columns and one over rows.
+    """Multi-head attention whose weights are products of weights over columns and weights over rows.
 
-    Query and key have one projection for each of the two, which takes from positions what they tell of x, or of y:
-    Anchor DETR has codes of x and of y beside it, a positional query of FASeg is one vector. That makes five
-    projections where `MultiheadAttention` has three, 0.13 M parameters more at 256 channels.
+    Query and key have one projection for each axis, which extracts x or y from a position: Anchor DETR encodes x and y
+    separately, while a positional query of FASeg is one vector. That makes five projections where `MultiheadAttention`
+    has three, 0.13 M more parameters at 256 channels.
     """
 
     def __init__(self, dim: int, num_heads: int):
@@ -46,11 +46,11 @@ class RowColumnAttention(nn.Module):
         return _softmax(query_x, key_x), _softmax(query_y, key_y)
 
     def forward(self, query: Tensor, columns: Tensor, rows: Tensor, values: Tensor) -> Tensor:
-        """values: (B, h, w, C); the others as `weights` takes them. Returns (B, Q, C)."""
+        """values: (B, h, w, C); the others as for `weights`. Returns (B, Q, C)."""
         over_x, over_y = self.weights(query, columns, rows)
         values = self._project(values.flatten(1, 2), 4).unflatten(2, values.shape[1:3])  # (B, M, h, w, D)
         over_x, over_y = over_x.to(values.dtype), over_y.to(values.dtype)
-        # The longer side goes first: what is left of it, Q x side x C, is the largest tensor here but the values.
+        # The longer side is summed first: the result, Q x side x C, is the largest tensor here except the values.
         if values.shape[3] >= values.shape[2]:
             left = torch.einsum("bmqx,bmyxd->bmqyd", over_x, values)
             heads = torch.einsum("bmqy,bmqyd->bmqd", over_y, left)
@@ -68,8 +68,8 @@ class RowColumnAttention(nn.Module):
 class RowColumnCrossAttention(nn.Module):
     """Unmasked attention to all pixels of a level, by rows and columns; residual, norm.
 
-    It hands out no weights, and takes no mask: a mask of single pixels is no product of rows and columns.
-    dynamic_query: attend with the positional query in force (paper) instead of `query_embed` (release).
+    It returns no weights and uses no mask: a mask of pixels is not a product of rows and columns.
+    dynamic_query: attend with the current positional query (paper) instead of `query_embed` (release).
     """
 
     uses_mask = False

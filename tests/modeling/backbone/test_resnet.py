@@ -48,7 +48,7 @@ def test_equals_torchvision(depth, norm):
             torch.testing.assert_close(features[f"res{i + 1}"], x)
 
 
-def test_shapes_and_only_the_features_asked_for():
+def test_shapes_and_only_the_requested_features():
     net = ResNet(18, norm="GN", stem_channels=32, res2_channels=32, out_features=["res3", "res4"])
     features = net(torch.randn(2, 3, 64, 64))
     assert {k: tuple(v.shape) for k, v in features.items()} == {"res3": (2, 64, 8, 8), "res4": (2, 128, 4, 4)}
@@ -73,7 +73,7 @@ def test_freezing():
         ResNet(18, norm="BN", freeze_at=1)
 
 
-def test_norms_that_do_not_exist():
+def test_unknown_norms():
     with pytest.raises(ValueError, match="norm 'LN' is not known"):
         build_norm("LN", 32)
     with pytest.raises(ValueError, match="33 channels"):

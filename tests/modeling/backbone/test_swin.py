@@ -55,8 +55,8 @@ def test_block_attends_within_padded_and_shifted_windows(shift):
     padded = F.pad(x, (0, 0, 0, 3, 0, 2))[0]  # 8 x 12: two by three windows
     mask = shift_mask(8, 12, window, shift, device=x.device, dtype=x.dtype) if shift else None
 
-    # Slow truth: each token belongs to the window that its shifted place lies in; tokens on different sides of the edge
-    # of the map that came into one window do not see each other.
+    # Slow reference: each token is in the window of its shifted position; tokens from opposite edges of the map that
+    # share a window do not attend to each other.
     expected = torch.full_like(padded, float("nan"))
     ys, xs = torch.meshgrid(torch.arange(8), torch.arange(12), indexing="ij")
     moved_y, moved_x = (ys - shift) % 8, (xs - shift) % 12
@@ -69,7 +69,7 @@ def test_block_attends_within_padded_and_shifted_windows(shift):
     torch.testing.assert_close(block.attend(x, mask)[0], expected[:height, :width])
 
 
-def test_windows_there_and_back():
+def test_windows_round_trip():
     x = torch.randn(2, 8, 12, 3)
     windows = to_windows(x, 4)
     torch.testing.assert_close(windows[4], x[0, 4:8, 4:8].flatten(0, 1))
@@ -92,12 +92,12 @@ def test_maps_of_any_size(size):
 
 
 @torch.no_grad()
-def test_each_image_of_a_batch_is_computed_alone():
+def test_images_of_a_batch_are_independent():
     model = tiny().double().eval()
     images = torch.randn(3, 3, 64, 96, dtype=torch.float64)
-    together, alone = model(images), model(images[1:2])
+    together, single = model(images), model(images[1:2])
     for name in together:
-        torch.testing.assert_close(together[name][1:2], alone[name])
+        torch.testing.assert_close(together[name][1:2], single[name])
 
 
 def test_every_parameter_is_trained():
@@ -106,7 +106,7 @@ def test_every_parameter_is_trained():
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
-def test_stages_behind_the_last_map_stay_but_do_not_train():
+def test_stages_after_the_last_map_stay_but_do_not_train():
     model = tiny(out_features=["res2", "res3"])
     assert {name for name in model.state_dict() if name.startswith("norm")} == {
         f"norm{i}.{part}" for i in (0, 1) for part in ("weight", "bias")
@@ -120,7 +120,7 @@ def test_stages_behind_the_last_map_stay_but_do_not_train():
     assert all((parameter.grad is not None) == parameter.requires_grad for parameter in model.parameters())
 
 
-def test_gradient_checkpointing_changes_no_number():
+def test_gradient_checkpointing_changes_no_result():
     image = torch.randn(2, 3, 32, 64)
     results = []
     for use_checkpoint in (False, True):
@@ -190,7 +190,7 @@ def config(*opts):
 
 @pytest.mark.parametrize(
     ("opts", "millions"),
-    [  # parameters without the four output norms and with the classifier: 28, 50, 88 and 197 M in the paper
+    [  # parameters, less the four output norms and plus the classifier: 28, 50, 88 and 197 M in the paper
         ((), 27.5),
         (("DEPTHS", [2, 2, 18, 2]), 48.8),
         (("DEPTHS", [2, 2, 18, 2], "EMBED_DIM", 128, "NUM_HEADS", [4, 8, 16, 32], "WINDOW_SIZE", 12), 86.9),

@@ -23,7 +23,7 @@ def config(*opts):
         ("convnext_atto", [40, 80, 160, 320]),
         ("resnet10t", [64, 128, 256, 512]),
         ("mambaout_femto", [48, 96, 192, 288]),  # channels last
-        ("swin_s3_tiny_224", [96, 192, 384, 768]),  # channels last, and of a fixed size unless told otherwise
+        ("swin_s3_tiny_224", [96, 192, 384, 768]),  # channels last, and of a fixed size by default
     ],
 )
 @torch.no_grad()
@@ -61,7 +61,7 @@ def test_every_parameter_is_trained():
         ("vit_tiny_patch16_224", r"only takes images of \(224, 224\) pixels"),
     ],
 )
-def test_networks_that_will_not_do(name, message):
+def test_unsuitable_networks_are_refused(name, message):
     with pytest.raises(ValueError, match=message):
         TimmBackbone(name)
 
@@ -71,13 +71,13 @@ def test_other_strides():
         TimmBackbone("selecsls42")
 
 
-def test_drop_path_where_there_is_none():
+def test_drop_path_in_a_network_without_it():
     with pytest.raises(ValueError, match=r"vgg11.*drop_path_rate 0\.1"):
         TimmBackbone("vgg11", drop_path_rate=0.1)
 
 
 @pytest.mark.parametrize(("weights", "fetched"), [("", True), ("some.pth", False)])
-def test_timms_weights_are_fetched_where_no_others_are_named(monkeypatch, weights, fetched):
+def test_timms_weights_are_fetched_if_no_others_are_named(monkeypatch, weights, fetched):
     asked = []
     create = timm.create_model
     monkeypatch.setattr(

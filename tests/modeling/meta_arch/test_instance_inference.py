@@ -12,7 +12,7 @@ def resize(x, size):
 
 
 def slow(class_logits, mask_logits, padded, image, output, limit, classes):
-    """Every pair of query and class, sorted; the first `limit`; then those of the classes asked for."""
+    """Every pair of query and class, sorted; the first `limit`; then those of the requested classes."""
     logits = resize(resize(mask_logits, padded)[:, : image[0], : image[1]], output)
     probability = class_logits.softmax(-1)[:, :-1]
     pairs = [(float(probability[q, c]), q, c) for q in range(len(logits)) for c in range(probability.shape[1])]
@@ -31,7 +31,7 @@ def slow(class_logits, mask_logits, padded, image, output, limit, classes):
 )
 @pytest.mark.parametrize("tile", [1, 3000, 10**9])
 @pytest.mark.parametrize(("limit", "classes"), [(12, None), (30, {0, 3}), (1000, {1}), (5, set())])
-def test_equals_the_slow_truth(monkeypatch, padded, image, output, tile, limit, classes):
+def test_equals_the_slow_reference(monkeypatch, padded, image, output, tile, limit, classes):
     monkeypatch.setattr(ops, "tile_elements", lambda device: tile)
     torch.manual_seed(0)
     class_logits = 2 * torch.randn(9, 6, dtype=torch.float64)

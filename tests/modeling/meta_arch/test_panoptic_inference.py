@@ -14,7 +14,7 @@ def resize(x, size):
 
 
 def slow(class_logits, mask_logits, padded, image, output, score_threshold, overlap_threshold):
-    """All masks at full size; one query after the other claims its pixels."""
+    """All masks at full size; one query after another takes its pixels."""
     masks = resize(resize(mask_logits, padded)[:, : image[0], : image[1]], output).sigmoid()
     probability, category = class_logits.softmax(-1).max(-1)
     no_object = class_logits.shape[1] - 1
@@ -43,7 +43,7 @@ def slow(class_logits, mask_logits, padded, image, output, score_threshold, over
 )
 @pytest.mark.parametrize("tile", [1, 3000, 10**9])
 @pytest.mark.parametrize("thresholds", [(0.0, 0.0), (0.4, 0.3), (0.4, 0.6), (0.99, 0.0)])
-def test_equals_the_slow_truth(monkeypatch, padded, image, output, tile, thresholds):
+def test_equals_the_slow_reference(monkeypatch, padded, image, output, tile, thresholds):
     monkeypatch.setattr(ops, "tile_elements", lambda device: tile)
     torch.manual_seed(2)
     class_logits = 2 * torch.randn(20, 6, dtype=torch.float64)
@@ -59,7 +59,7 @@ def test_equals_the_slow_truth(monkeypatch, padded, image, output, tile, thresho
     assert result.segments == segments
     if thresholds == (0.4, 0.3):
         kinds = [segment["category_id"] for segment in segments]
-        assert len(kinds) > len(set(kinds))  # things of one class stay apart
+        assert len(kinds) > len(set(kinds))  # things of one class stay separate
         assert (expected == 0).any()
 
 

@@ -56,7 +56,7 @@ def test_weights_of_the_losses():
     torch.testing.assert_close(after["loss_dice"], before["loss_dice"])
 
 
-def test_without_deep_supervision_the_last_prediction_is_trained_alone():
+def test_without_deep_supervision_only_the_last_prediction_is_trained():
     assert set(build("MODEL.MASK_FORMER.DEEP_SUPERVISION", False)(samples())) == {"loss_ce", "loss_mask", "loss_dice"}
 
 
@@ -112,7 +112,7 @@ def test_segments_and_instances():
     with torch.no_grad():
         (result,) = model([samples()[0]])
     assert set(result) == {"instances"}
-    assert len(result["instances"]) == 40  # without segments to fit to, of all classes
+    assert len(result["instances"]) == 40  # without panoptic segments, instances are of all classes
 
 
 @pytest.mark.parametrize("masks_first", [False, True])
@@ -214,14 +214,14 @@ def test_the_key_compiles_backbone_and_head_and_changes_no_name():
     plain, compiled = build(), build("SPEED.COMPILE", True)
     for part in ("backbone", "sem_seg_head"):
         assert getattr(plain, part)._compiled_call_impl is None
-        assert getattr(compiled, part)._compiled_call_impl is not None  # made at the first call
+        assert getattr(compiled, part)._compiled_call_impl is not None  # compiled at the first call
     assert list(compiled.state_dict()) == list(plain.state_dict())
 
 
 def test_channels_last_changes_the_order_in_memory_and_no_result():
     plain, cfg = build().eval(), fasegr.load_cfg(CONFIG, SMALL)
     arguments = type(plain).from_config(cfg)
-    assert not arguments["channels_last"]  # that is for GPUs
+    assert not arguments["channels_last"]  # only for GPUs
     model = type(plain)(**arguments | {"channels_last": True}).eval()
     model.load_state_dict(plain.state_dict())
     maps = []
@@ -245,8 +245,8 @@ def test_samples_that_cannot_be_used(sample, message):
         build()([sample])
 
 
-def test_outputs_that_are_not_there_are_refused():
-    with pytest.raises(ValueError, match=r"PANOPTIC_ON is True .* does not tell objects from background"):
+def test_impossible_settings_are_refused():
+    with pytest.raises(ValueError, match=r"PANOPTIC_ON is True .* does not define thing classes"):
         build("MODEL.MASK_FORMER.TEST.PANOPTIC_ON", True)
     with pytest.raises(ValueError, match="are all False"):
         build("MODEL.MASK_FORMER.TEST.SEMANTIC_ON", False)

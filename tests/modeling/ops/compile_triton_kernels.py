@@ -1,8 +1,8 @@
 """Compile every kernel for a GPU that need not be there, as its wrapper launches it: python FILE COMPUTE_CAPABILITY
 
-The interpreter takes what a compiler refuses: blocks that are no power of two, products that are too small, tiles that
-do not fit. Prints a line for each compilation: the kernel and its bytes of shared memory. TRITON_INTERPRET must not be
-set.
+The interpreter accepts what a compiler rejects: block sizes that are not powers of two, products that are too small,
+tiles that do not fit. Prints a line for each compilation: the kernel and its bytes of shared memory. TRITON_INTERPRET
+must not be set.
 """
 
 import sys
@@ -22,7 +22,7 @@ OPTIONS = ("num_warps", "num_stages")
 
 
 class Compiled:
-    """Stands for a kernel: a launch compiles it and runs nothing."""
+    """Replaces a kernel: a launch compiles it and runs nothing."""
 
     def __init__(self, kernel, capability: int):
         self.kernel, self.capability = kernel, capability

@@ -16,9 +16,9 @@ def test_takes_the_best_class(classes, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
-def test_any_floating_type_and_the_first_of_equals(dtype):
+def test_any_floating_type_and_the_first_of_ties(dtype):
     scores = torch.randn(5, 40, 60).to(dtype)
-    expected = scores.to(torch.float64).numpy().argmax(0)  # numpy takes the first of equals
+    expected = scores.to(torch.float64).numpy().argmax(0)  # numpy takes the first of ties
     assert torch.equal(class_argmax(scores).long(), torch.from_numpy(expected))
 
 

@@ -13,7 +13,7 @@ SHAPES = [(3, 5), (6, 4), (1, 2)]
 
 
 def slow(value, shapes, x, y, weight):
-    """Every point by hand: four corners, zero outside."""
+    """Point by point: four corners, zero outside."""
     batch, queries, heads, _, points = x.shape
     out = value.new_zeros(batch, queries, heads, value.shape[-1])
     start = 0

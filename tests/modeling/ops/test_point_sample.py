@@ -37,7 +37,7 @@ def test_samples_and_gradient(sampler, dtype, size):
     if len(maps):
         (expected_grad,) = torch.autograd.grad(expected, maps, upstream)
         torch.testing.assert_close(torch.autograd.grad(samples, maps, upstream), (expected_grad,))
-    else:  # nothing to sample is still part of the graph
+    else:  # an empty result is still part of the graph
         assert torch.autograd.grad(samples.sum(), maps)[0].shape == size
 
 
@@ -67,7 +67,7 @@ def test_bool_maps_are_ones_and_zeros(dtype, size):
 
 
 def test_bool_maps_are_not_converted_whole(monkeypatch):
-    """Neither to a table of floating point nor by a copy: the float path is never entered."""
+    """Neither to a floating-point table nor by a copy: the float path is never entered."""
     monkeypatch.setattr(TableSampler, "sample", None)
     assert TableSampler(torch.rand(5, 2), 6, 6)(torch.ones(2, 6, 6, dtype=torch.bool)).shape == (2, 5)
 

@@ -18,7 +18,7 @@ def test_off_lasts_as_long_as_its_block(monkeypatch):
         assert not any(switches.enabled(name) for name in switches.FASTER_FORMS)
         with switches.off("embedding_bag"):
             pass
-        assert not switches.enabled("embedding_bag")  # the inner block gave back only what it took
+        assert not switches.enabled("embedding_bag")  # the inner block restores only what it changed
     assert switches.enabled("embedding_bag")
 
 

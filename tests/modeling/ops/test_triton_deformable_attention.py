@@ -12,7 +12,7 @@ SHAPES = [(3, 5), (6, 4), (1, 16)]
 
 
 def case(dtype=torch.float64, shapes=SHAPES, batch=2, queries=5, heads=3, dim=16, points=2, grad=False):
-    """value, x, y and weight; points lie from two pixels outside on the left to two on the right."""
+    """value, x, y and weight; points are from two pixels outside on the left to two on the right."""
     generator = torch.Generator().manual_seed(dim + queries)
     value = torch.randn(batch, sum(h * w for h, w in shapes), heads, dim, generator=generator, dtype=dtype)
     shape = (batch, queries, heads, len(shapes), points)
@@ -80,7 +80,7 @@ def test_gradients():
 def test_gradients_that_are_summed_in_order(deterministic):
     inputs = case(grad=True, dim=20, batch=1, queries=12)
     with torch.no_grad():
-        inputs[1][0] = 1.25  # so that every row of an image meets in the same pixels
+        inputs[1][0] = 1.25  # so that all rows of an image sample the same pixels
         inputs[2][0] = 0.75
     first, again = (gradients(sample_by_triton, inputs) for _ in range(2))
     torch.use_deterministic_algorithms(False)
@@ -98,7 +98,7 @@ def test_half_precision_values_are_summed_in_float32(dtype):
     found = gradients(sample_by_triton, lower)
     assert found[0].dtype == found[1].dtype == dtype
     assert {grad.dtype for grad in found[2:]} == {torch.float32}
-    error = 4 * torch.finfo(dtype).eps  # of rounding each value and the result; sums in half precision would have more
+    error = 4 * torch.finfo(dtype).eps  # from rounding each value and the result; sums in half precision would add more
     for one, other in zip(found, exact, strict=True):
         torch.testing.assert_close(one.double(), other, atol=error * other.abs().max().item(), rtol=error)
 

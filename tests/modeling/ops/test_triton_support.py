@@ -11,7 +11,7 @@ from fasegr.modeling.ops import triton_support
 from fasegr.modeling.ops.triton_support import has_triton
 
 ROOT = Path(__file__).parents[3]
-SHARED_MEMORY = 64 * 1024  # what a block has on every GPU since compute capability 7.5
+SHARED_MEMORY = 64 * 1024  # per block, on every GPU since compute capability 7.5
 
 
 def test_fasegr_needs_no_triton():
@@ -32,7 +32,7 @@ def test_kernels_compile_for_a_gpu_that_is_not_there(tmp_path, capability):
     assert max(int(shared) for _, shared in compiled) <= SHARED_MEMORY
 
 
-def test_asks_for_compiler_and_capability(monkeypatch):
+def test_needs_a_compiler_and_the_capability(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
     monkeypatch.setattr(triton_support, "_toolchain", lambda: True)
     assert has_triton(0, torch.float16)

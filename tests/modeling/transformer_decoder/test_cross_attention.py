@@ -45,14 +45,14 @@ def test_masked_attention_stays_within_the_mask():
     assert not weights[:, :4, 7:].any() and weights[:, 4].all()
 
 
-def test_weights_are_handed_out_where_they_are_needed():
+def test_weights_are_returned_where_they_are_needed():
     layer = MaskedCrossAttention(8, 2, mask_threshold=0.5).double()
     mask_logits = torch.randn(2, 5, 24)
     queries, context = case(mask_logits)
-    fused, formed = layer(queries, context), layer(queries, context._replace(need_weights=True))
-    torch.testing.assert_close(fused.queries, formed.queries)
+    fused, with_weights = layer(queries, context), layer(queries, context._replace(need_weights=True))
+    torch.testing.assert_close(fused.queries, with_weights.queries)
     assert fused.attention is None
-    torch.testing.assert_close(formed.attention, layer.attention_map(queries, context))
+    torch.testing.assert_close(with_weights.attention, layer.attention_map(queries, context))
 
 
 @pytest.mark.parametrize("dynamic_query", [False, True])
@@ -63,7 +63,7 @@ def test_sparse_attention_reads_the_selected_pixels(dynamic_query):
     assert out.pixels.shape == (2, 4) and out.attention is None
     assert layer.attention_map(queries, context, out.pixels).shape == (2, 5, 4)
     other = torch.ones(2, 24, 1, dtype=torch.float64)
-    other[torch.arange(2)[:, None], out.pixels] = 0.0  # what is not selected does not matter
+    other[torch.arange(2)[:, None], out.pixels] = 0.0  # only the selected pixels matter
     level = context.level._replace(memory=context.level.memory + 5 * other)
     torch.testing.assert_close(layer(queries, context._replace(level=level)).queries, out.queries)
     changed = context._replace(**{"query_embed" if dynamic_query else "query_pos": torch.zeros_like(queries)})

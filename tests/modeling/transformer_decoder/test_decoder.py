@@ -1,4 +1,4 @@
-"""The decoder against a slow reading of the paper and the release: whole masks, outer products, window by window."""
+"""The decoder against a slow reference after paper and release: whole masks, outer products, window by window."""
 
 import pytest
 import torch
@@ -49,7 +49,7 @@ def slow(
 ):
     """Predictions of every layer, one image and one layer at a time, everything materialised.
 
-    kind: of the positional query. high: the levels read without a mask; how: at "windows" or "pixels", or by "axes".
+    kind: of the positional query. high: the levels without a mask; how: at "windows" or "pixels", or by "axes".
     """
     levels = len(inputs.features)
     results = []
@@ -68,13 +68,13 @@ def slow(
             small = F.interpolate(masks[None], size=size, mode="bilinear", align_corners=False)[0]
             return net.class_embed(normed), masks, small.sigmoid().flatten(1)
 
-        def attend(layer, queries, positional, t, p, hidden):
+        def attend(layer, queries, positional, t, p, mask):
             m = layer.multihead_attn
             weights = {"embed_dim_to_check": DIM, "num_heads": 4, "in_proj_weight": m.in_proj_weight}
             out, attention = F.multi_head_attention_forward(
                 (queries + positional)[:, None], (t + p)[:, None], t[:, None], **weights, in_proj_bias=m.in_proj_bias,
                 bias_k=None, bias_v=None, add_zero_attn=False, dropout_p=0.0, out_proj_weight=m.out_proj.weight,
-                out_proj_bias=m.out_proj.bias, attn_mask=None if hidden is None else hidden[None].expand(4, -1, -1),
+                out_proj_bias=m.out_proj.bias, attn_mask=None if mask is None else mask[None].expand(4, -1, -1),
             )  # fmt: skip
             return layer.norm(queries + out[:, 0]), attention[0]
 
@@ -82,7 +82,7 @@ def slow(
             strongest = attention.sum(0)
             if how == "pixels":
                 fine = F.interpolate(strongest.view(1, 1, *SIZES[0]), size=size, mode="bilinear").flatten()
-                # as in the decoder: at the border pixels are equally strong, and any of them will do
+                # as in the decoder: pixels at the border can be ties, and any of them will do
                 return fine.topk(size[0] * size[1] // omega, sorted=False).indices
             cells = strongest.argsort(descending=True)[: max(1, 6 // omega)].tolist()
             rows, columns = size[0] // 2, size[1] // 3  # of a window
@@ -90,7 +90,7 @@ def slow(
             return torch.tensor([y * size[1] + x for y, x in where])
 
         def by_axes(layer, queries, positional, t, p, size):
-            """A weight for each query, head and pixel."""
+            """One weight per query, head and pixel."""
             m = layer.multihead_attn
             parts = list(zip(m.in_proj_weight.chunk(5), m.in_proj_bias.chunk(5), strict=True))
             q, k = queries + positional, (t + p).view(*size, DIM)
@@ -106,7 +106,7 @@ def slow(
             return layer.norm(queries + m.out_proj(torch.einsum("mqn,nmd->qmd", weights, v).flatten(1)))
 
         def x_of_masks(small, level, base=base, key_pos=key_pos):
-            """Of dynamic queries of masks: the mean of the foreground's key positions, or the code of its centre."""
+            """X of mask queries: the mean of the foreground's key positions, or the code of its centre."""
             x = torch.zeros_like(base)
             for q in range(QUERIES):
                 pixels = (small[q] >= 0.5).nonzero().flatten()
@@ -141,9 +141,9 @@ def slow(
                     pixels = chosen(coarse, SIZES[level])
                     queries, _ = attend(cross, queries, who, tokens[level][pixels], key_pos[level][pixels], None)
             else:
-                hidden = small < threshold
-                hidden[hidden.all(1)] = False
-                queries, attention = attend(cross, queries, positional, tokens[level], key_pos[level], hidden)
+                mask = small < threshold
+                mask[mask.all(1)] = False
+                queries, attention = attend(cross, queries, positional, tokens[level], key_pos[level], mask)
                 if level == 0:
                     coarse = attention
             attn = net.transformer_self_attention_layers[i].self_attn
@@ -167,7 +167,7 @@ def slow(
 
 
 MASK2FORMER = {"positional_query": "learnable", "high_res_attention": "none", "mask_threshold": 0.5}
-# arguments of the decoder, and those of the slow reading
+# arguments of the decoder, and those of the slow reference
 CASES = {
     "release": ({}, {}),
     "paper's first query": ({"first_query_region": "foreground"}, {"region": "foreground"}),
@@ -210,7 +210,7 @@ def maps_for(net):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_equals_the_slow_reading(case):
+def test_equals_the_slow_reference(case):
     changes, reading = CASES[case]
     net = decoder(**changes)
     inputs = maps_for(net)
@@ -273,10 +273,10 @@ def test_compiles_without_graph_breaks(changes):
 
 
 @pytest.mark.parametrize(
-    ("changes", "formed"),
+    ("changes", "expected_layers"),
     [
-        ({}, [0, 1, 2, 4]),  # not in HRCA's layer, which hands out none, and not in the last
-        ({"positional_query": "learnable"}, [0]),  # only HRCA's choice reads it; the round of layer 4 has no such layer
+        ({}, [0, 1, 2, 4]),  # not in HRCA's layer, which returns none, and not in the last
+        ({"positional_query": "learnable"}, [0]),  # only HRCA's selection uses it; layer 4's round has no such layer
         ({"positional_query": "learnable", "high_res_attention": "random"}, []),
         ({"positional_query": "grid_anchor"}, [0]),
         ({"positional_query": "dynamic_anchor"}, [0]),
@@ -285,7 +285,7 @@ def test_compiles_without_graph_breaks(changes):
         ({"positional_query": "learnable", "high_res_attention": "none"}, []),
     ],
 )
-def test_attention_is_formed_only_where_it_is_read(changes, formed):
+def test_attention_is_computed_only_where_it_is_used(changes, expected_layers):
     net = decoder(**changes)
     found = []
     for i, layer in enumerate(net.transformer_cross_attention_layers):
@@ -293,7 +293,7 @@ def test_attention_is_formed_only_where_it_is_read(changes, formed):
             lambda module, arguments, output, i=i: found.extend([i] if output.attention is not None else [])
         )
     net(maps_for(net))
-    assert found == formed
+    assert found == expected_layers
 
 
 @pytest.mark.parametrize("levels", [[4], [8], [4, 8]])
@@ -303,7 +303,7 @@ def test_random_selection_runs(levels):
         assert prediction.mask_logits.isfinite().all()
 
 
-def test_grid_anchors_take_the_place_of_the_learned_queries():
+def test_grid_anchors_replace_the_learned_queries():
     net = decoder(positional_query="grid_anchor")
     names = {name for name, _ in net.named_parameters()}
     assert "query_embed.h.0.weight" in names

@@ -17,6 +17,6 @@ def test_the_finest_map_is_a_level_only_for_the_high_resolution_attention(attent
 
 
 @pytest.mark.parametrize("levels", [[], [16], [8, 4]])
-def test_levels_that_cannot_be(levels):
+def test_impossible_levels_are_refused(levels):
     with pytest.raises(ValueError, match=r"high_res_levels is \[.*\]; choose \[4\], \[8\] or \[4, 8\]"):
         level_strides("hrca", levels)

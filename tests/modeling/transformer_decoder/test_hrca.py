@@ -14,7 +14,7 @@ from fasegr.modeling.transformer_decoder.hrca import (
 
 
 def context(attention, coarse, fine, images=None):
-    """What a selection looks at: the attention, and the sizes of both levels."""
+    """The inputs of a selection: the attention, and the sizes of both levels."""
     images = len(attention) if images is None else images
     memory = torch.zeros(images, fine[0] * fine[1], 1)
     queries = torch.zeros(images, 1, 1)
@@ -23,7 +23,7 @@ def context(attention, coarse, fine, images=None):
 
 
 def windows_by_unfolding(attention, low, high, omega):
-    """The released selection: cut the map of pixel numbers into windows, take those of the strongest cells."""
+    """The released selection: cut the map of pixel indices into windows, take those of the strongest cells."""
     rows, columns = high[0] // low[0], high[1] // low[1]
     numbers = torch.arange(high[0] * high[1]).view(low[0], rows, low[1], columns)
     windows = numbers.permute(0, 2, 1, 3).reshape(low[0] * low[1], rows * columns)
@@ -83,13 +83,13 @@ def test_selection_by_name(arguments, kind):
     assert isinstance(build_selection(*arguments), kind)
 
 
-def test_selection_that_makes_no_sense():
+def test_unknown_selection():
     with pytest.raises(ValueError, match="high_res_attention is 'hrca' with the selection 'sky'; choose hrca"):
         build_selection("hrca", "sky", 32)
 
 
 def test_maps_that_do_not_fit():
-    with pytest.raises(ValueError, match=r"\(9, 8\) is no whole multiple of the coarsest one \(4, 4\)"):
+    with pytest.raises(ValueError, match=r"\(9, 8\) is not a multiple of the coarsest one \(4, 4\)"):
         TopWindows(4)(context(torch.rand(1, 1, 16), (4, 4), (9, 8)))
 
 

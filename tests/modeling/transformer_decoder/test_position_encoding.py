@@ -39,7 +39,7 @@ def test_conditional_is_depthwise_and_padded():
 
 
 def hat(size, table_size):
-    """What each place of a map takes from each entry of a table: triangles as wide as the coarser of both."""
+    """Weight of each table entry at each position of a map: triangles as wide as a cell of the coarser of the two."""
     wide = max(1.0, table_size / size)
     weights = torch.zeros(size, table_size, dtype=torch.float64)
     for i in range(size):

@@ -1,4 +1,4 @@
-"""Positional queries against slow readings of their definitions: one query, one pixel at a time, in float64."""
+"""Positional queries against slow references: one query, one pixel at a time, in float64."""
 
 import math
 
@@ -38,7 +38,7 @@ def level(size):
 
 
 def inputs():
-    """B and what was context; one query's mask is empty, another's is everything."""
+    """B and the context; the mask of one query is empty, that of another covers everything."""
     torch.manual_seed(1)
     base = torch.randn(BATCH, QUERIES, DIM, dtype=torch.float64)
     attended, upcoming = level(ATTENDED), level(UPCOMING)
@@ -121,7 +121,7 @@ def test_dynamic_anchor_is_the_code_of_the_centre_of_the_newest_mask(method):
     made = query.first(base, context) if method == "first" else query.update(torch.zeros_like(base), base, context)
     torch.testing.assert_close(made, project(expected + base))
     torch.testing.assert_close(made[0, 1], project(base[0, 1]))  # its mask is empty
-    torch.testing.assert_close(made[1, 2], project(code(0.5, 0.5) + base[1, 2]))  # its mask is the image
+    torch.testing.assert_close(made[1, 2], project(code(0.5, 0.5) + base[1, 2]))  # its mask covers the image
 
 
 def test_an_anchor_is_the_same_on_every_level():
@@ -137,13 +137,13 @@ def test_an_anchor_is_the_same_on_every_level():
 
 
 @pytest.mark.parametrize("query", [DynamicAnchorQuery, DynamicForegroundQuery])
-def test_queries_of_masks_stay_where_no_mask_was_made(query):
+def test_mask_queries_stay_the_same_without_a_mask(query):
     base, context = inputs()
     in_force = torch.randn_like(base)
     assert query(h()).update(in_force, base, context._replace(mask_logits=None)) is in_force
 
 
-def test_half_precision_stands_many_pixels():
+def test_half_precision_does_not_overflow_with_many_pixels():
     size = (256, 320)
     logits = torch.ones(1, 1, size[0] * size[1], dtype=torch.float16)
     key_pos = torch.full((1, size[0] * size[1], DIM), 3.0, dtype=torch.float16)
@@ -196,7 +196,7 @@ def test_any_number_of_grid_anchors_are_that_many_different_points(queries):
     assert ((points > 0) & (points < 1)).all()
 
 
-def test_grid_anchors_learn_their_projection_alone():
+def test_grid_anchors_only_learn_their_projection():
     anchors = GridAnchors(6, DIM).double()
     assert {name for name, _ in anchors.named_parameters()} == {"h.0.weight", "h.0.bias", "h.2.weight", "h.2.bias"}
     assert torch.autograd.gradcheck(lambda *_: anchors.weight, tuple(anchors.parameters()))

@@ -1,4 +1,4 @@
-"""Row-column decoupled attention against a weight for each query, head and pixel, in float64."""
+"""Row-column decoupled attention against one weight per query, head and pixel, in float64."""
 
 import math
 
@@ -22,10 +22,10 @@ def inputs(height, width, queries=QUERIES):
 
 def layer():
     torch.manual_seed(0)
-    made = RowColumnCrossAttention(DIM, HEADS, dynamic_query=True).double()
-    for parameter in made.parameters():
+    module = RowColumnCrossAttention(DIM, HEADS, dynamic_query=True).double()
+    for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
-    return made
+    return module
 
 
 def call(function, queries, query_pos, tokens, key_pos, **more):
@@ -36,7 +36,7 @@ def call(function, queries, query_pos, tokens, key_pos, **more):
 
 
 def slow(made, queries, query_pos, tokens, key_pos):
-    """The layer's result (B, Q, C), and its weights (B, Q, h, w); keys are projected first and averaged then."""
+    """The layer's result (B, Q, C), and its weights (B, Q, h, w); keys are projected first, then averaged."""
     attention = made.multihead_attn
     weights, biases = attention.in_proj_weight.chunk(5), attention.in_proj_bias.chunk(5)
     placed, keys = queries + query_pos, tokens + key_pos
@@ -78,7 +78,7 @@ def test_gradients(size):
 
 
 class _Largest(TorchDispatchMode):
-    """Remembers the most elements that any tensor had which was made."""
+    """Records the number of elements of the largest tensor that is created."""
 
     elements = 0
 
