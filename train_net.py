@@ -5,6 +5,7 @@ python train_net.py --config-file configs/quickstart/faseg_scenes.yaml
 python train_net.py --config-file CONFIG --resume
 python train_net.py --config-file CONFIG --eval-only MODEL.WEIGHTS model.pth
 torchrun --nproc-per-node 8 train_net.py --config-file CONFIG
+srun --ntasks-per-node 8 python train_net.py --config-file CONFIG
 """
 
 import logging

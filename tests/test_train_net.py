@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -76,11 +77,11 @@ def scores(out):
     return [{name: value for name, value in line.items() if name not in clocks} for line in lines]
 
 
-def start(*arguments):
+def start(*arguments, **env):
     """The program in a new process and session."""
     return subprocess.Popen(
         [sys.executable, str(ROOT / "train_net.py"), *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -108,7 +109,8 @@ def test_a_training_leaves_everything(trained):
     assert "iteration 8 of 8" in log
 
 
-def test_killed_resumed_stopped_and_resumed_again(config, trained, tmp_path):
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_killed_resumed_stopped_and_resumed_again(config, trained, tmp_path, signum, code):
     command = ["--config-file", config, "OUTPUT_DIR", str(tmp_path)]
     process = start(*command)
     wait_for(tmp_path / "model_0000001.pth", process)
@@ -117,9 +119,9 @@ def test_killed_resumed_stopped_and_resumed_again(config, trained, tmp_path):
 
     process = start(*command[:2], "--resume", *command[2:], "DATALOADER.NUM_WORKERS", "2")
     wait_for(tmp_path / "model_0000005.pth", process)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to data workers too
+    os.killpg(process.pid, signum)  # as a terminal, `timeout` or systemd does, to data workers too
     output = process.communicate()[0]
-    assert process.returncode == 130, output
+    assert process.returncode == code, output
     assert "run the same command with --resume" in output
     assert "Traceback" not in output
 
@@ -152,6 +154,41 @@ def test_evaluation_of_the_last_checkpoint(config, trained):
     train_net.run(["--config-file", config, "--eval-only", "--resume", "OUTPUT_DIR", str(trained)])
     assert f"mIoU {scores(trained)[-1]['sem_seg/mIoU']:.2f}" in log.read_text()[length:]
     assert (trained / "metrics.json").read_text() == before
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="needs /proc to find the workers")
+@pytest.mark.parametrize(
+    ("signum", "said"), [(signal.SIGKILL, "killed by signal: Killed"), (signal.SIGSTOP, "DATALOADER.TIMEOUT")]
+)
+def test_a_data_worker_dies_or_hangs(config, tmp_path, signum, said):
+    options = ["OUTPUT_DIR", str(tmp_path), "SOLVER.MAX_ITER", "100000", "SOLVER.CHECKPOINT_PERIOD", "100000"]
+    options += ["DATALOADER.NUM_WORKERS", "1", "DATALOADER.TIMEOUT", "2", "TEST.EVAL_PERIOD", "0"]
+    process = start("--config-file", config, *options)
+    wait_for(tmp_path / "metrics.json", process)
+    while "20" not in (tmp_path / "metrics.json").read_text():  # iterations
+        time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signum)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 2, output
+    assert said in output
+    assert "Traceback" not in output
+    (saved,) = tmp_path.glob("model_*.pth")
+    assert f"Iteration {int(saved.stem[6:]) + 1} is saved in {tmp_path}" in output
+    assert (tmp_path / "last_checkpoint").read_text() == saved.name
+
+
+def test_srun(config, tmp_path):
+    """Two tasks, described as SLURM does: one training."""
+    names = {"SLURM_JOB_ID": "77", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2"}
+    arguments = ["--config-file", config, "SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "0", "OUTPUT_DIR", str(tmp_path)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        names["MASTER_PORT"] = str(free.getsockname()[1])
+    tasks = [start(*arguments, **names, SLURM_PROCID=rank, SLURM_LOCALID=rank) for rank in ("0", "1")]
+    outputs = [task.communicate()[0] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], outputs
+    assert "device cpu, 2 process(es)" in (tmp_path / "log.txt").read_text()
 
 
 def test_torchrun(config, tmp_path):

@@ -148,6 +148,8 @@ def add_fasegr_config(cfg: CN) -> None:
 
     cfg.INPUT.CACHE = ""                           # folder for decoded images and labels; empty: no cache
 
+    cfg.DATALOADER.TIMEOUT = 600                   # seconds without a batch after which a run fails; 0: wait for ever
+
     cfg.SOLVER.REFERENCE_BATCH = 0                 # batch size the schedule is for (batch_scaling.py); 0: no scaling
     cfg.SOLVER.ACCUMULATE = 1                      # split each batch of IMS_PER_BATCH in as many parts to save memory
     cfg.SOLVER.AMP.DTYPE = "float16"

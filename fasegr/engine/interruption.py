@@ -1,26 +1,30 @@
-"""Ctrl-C and SIGTERM as a request to stop where a training can be resumed."""
+"""Ctrl-C, SIGTERM and SIGHUP as a request to stop where a training can be resumed."""
 
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-__all__ = ["Interrupted", "Interruption"]
+__all__ = ["SIGNALS", "Interrupted", "Interruption"]
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 # A terminal and torchrun may both forward one Ctrl-C; only after this many seconds is it a second one.
 DEAD_TIME = 2.0
 
 
 class Interrupted(KeyboardInterrupt):
-    """A training was stopped by the signal `signum`; `exit_code` is the one that shells expect (130 after Ctrl-C)."""
+    """A training was stopped by the signal `signum`; `exit_code` is the one that shells expect (130 after Ctrl-C).
 
-    def __init__(self, signum: int):
+    together: all processes of the training stop after the same step.
+    """
+
+    def __init__(self, signum: int, together: bool = False):
         super().__init__(f"stopped by {signal.Signals(signum).name}")
         self.signum = signum
         self.exit_code = 128 + signum
+        self.together = together
 
 
 class Interruption:
@@ -35,16 +39,20 @@ class Interruption:
         self.signum: int | None = None
         self._since = 0.0
         self._may_raise = False
+        self._waiting = False
+        self._lost_worker: RuntimeError | None = None
+        self._before = {}  # handlers by signal
 
     def __enter__(self) -> "Interruption":
-        self.signum, self._pid = None, os.getpid()
+        self.signum, self._pid, self._lost_worker = None, os.getpid(), None
         in_main_thread = threading.current_thread() is threading.main_thread()
-        self._before = {s: signal.signal(s, self._handle) for s in SIGNALS} if in_main_thread else {}
+        self._before = {s: signal.signal(s, self._handle) for s in SIGNALS if not _nohup(s)} if in_main_thread else {}
         return self
 
     def __exit__(self, *exception) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
+        self._before = {}
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
@@ -57,8 +65,37 @@ class Interruption:
         finally:
             self._may_raise = False
 
+    @contextmanager
+    def waiting_for_workers(self) -> Iterator[None]:
+        """A context in which the death of a data worker raises RuntimeError.
+
+        torch's handler of SIGCHLD would raise it anywhere, in the middle of an update or of writing a checkpoint too.
+        After this was entered once, a death outside waits for the next such context.
+        """
+        self._waiting = True
+        try:
+            if self._lost_worker is not None:
+                raise self._lost_worker
+            yield
+        finally:
+            self._waiting = False
+            self._hold_back_torch()
+
+    def _hold_back_torch(self) -> None:
+        handler = signal.getsignal(signal.SIGCHLD)  # torch sets its own when the first loader starts its workers
+        if self._before and callable(handler) and handler != self._child_ended:
+            self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, self._child_ended)
+
+    def _child_ended(self, signum: int, frame) -> None:
+        try:
+            self._before[signal.SIGCHLD](signum, frame)
+        except RuntimeError as error:
+            if self._waiting or self._may_raise:
+                raise
+            self._lost_worker = error
+
     def _handle(self, signum: int, frame) -> None:
-        if os.getpid() != self._pid:  # in a data worker, which was forked with this handler
+        if os.getpid() != self._pid:  # in a process that was forked with this handler
             if signum == signal.SIGTERM:
                 signal.signal(signum, signal.SIG_DFL)
                 os.kill(os.getpid(), signum)
@@ -67,8 +104,14 @@ class Interruption:
         if self.signum is None:
             self.signum, self._since = signum, now
             if self.announcement:
-                os.write(2, f"\n{self.announcement}\n".encode())  # print is not safe in a signal handler
+                with suppress(OSError):  # the terminal is gone, which is what SIGHUP says
+                    os.write(2, f"\n{self.announcement}\n".encode())  # print is not safe in a signal handler
             if self._may_raise:
                 raise Interrupted(signum)
         elif signum == signal.SIGINT and now - self._since > DEAD_TIME:
             raise KeyboardInterrupt
+
+
+def _nohup(signum: int) -> bool:
+    """Whether the program was started to outlive its terminal."""
+    return signal.Signals(signum).name == "SIGHUP" and signal.getsignal(signum) is signal.SIG_IGN

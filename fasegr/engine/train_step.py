@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fasegr.checkpoint import Checkpointer
 from fasegr.d2 import comm
-from fasegr.engine.optimizer import GradientClipper
+from fasegr.engine.optimizer import GradientClipper, load_optimizer_state
 
 __all__ = ["NonFiniteLoss", "StepReport", "TrainStep"]
 
@@ -61,6 +61,8 @@ class TrainStep:
         self.output_dir = output_dir
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.device = self.parameters[0].device
+        self.updated = -1  # the last iteration that has changed the weights
+        self._has_statistics = any(getattr(module, "track_running_stats", False) for module in model.modules())
         self.amp_dtype = amp_dtype
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp_dtype is torch.float16)
         self._batches: Iterator[list[dict]] | None = None
@@ -81,6 +83,8 @@ class TrainStep:
         data_time: seconds that this process waited for `batches`; stop: it wants to stop after this step. Both are
         returned combined over processes. Raises NonFiniteLoss in all processes, before the update.
         """
+        if self._has_statistics:
+            self.updated = iteration  # the forward pass changes them
         self.optimizer.zero_grad(set_to_none=True)
         losses = []
         for i, batch in enumerate(batches, start=1):
@@ -97,6 +101,7 @@ class TrainStep:
         norms, scales, data_times, stops = table[:, -4:].unbind(1)
         self._check(iteration, names, values, norms, batches)
 
+        self.updated = iteration
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return StepReport(
@@ -158,11 +163,15 @@ class TrainStep:
         """The error to raise. save: this process saves what is needed to investigate it."""
         message = f"iteration {iteration}: {what}. Images of the batch: {_some(files)}. "
         if self.output_dir:
-            name = f"nan_{iteration:07d}"
-            saver = Checkpointer(self.model, self.output_dir, save_to_disk=save)
-            saver.save_untagged(name, iteration=iteration, files=files, **evidence)
+            # The main process writes for all. If only this one found NaN, others may have, too, each in its images.
+            name = f"nan_{iteration:07d}" + (f"_rank{comm.get_rank()}" if save and comm.get_rank() else "")
             path = os.path.join(self.output_dir, f"{name}.pth")
-            message += f"The weights before this step and all file names are in {path}. "
+            try:
+                saver = Checkpointer(self.model, self.output_dir, save_to_disk=save)
+                saver.save_untagged(name, iteration=iteration, files=files, **evidence)
+                message += f"The weights before this step and all file names are in {path}. "
+            except (OSError, RuntimeError, ValueError) as error:  # what is wrong with the training matters more
+                message += f"The weights before this step were not saved: {error}. "
         lr = max(group["lr"] for group in self.optimizer.param_groups)
         return NonFiniteLoss(
             f"{message}What often helps: a lower SOLVER.BASE_LR (the learning rate is {lr:.3g} now), SOLVER.AMP.DTYPE "
@@ -173,7 +182,7 @@ class TrainStep:
         return {"optimizer": self.optimizer.state_dict(), "grad_scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer_state(self.optimizer, state["optimizer"])
         # A run may be resumed in another precision, which has no scale to restore.
         if self.scaler.is_enabled() and state["grad_scaler"]:
             self.scaler.load_state_dict(state["grad_scaler"])

@@ -40,6 +40,10 @@ def run_faseg(cfg):
     trainer.train()
 
 
+def fail(self, batch):
+    raise FloatingPointError("the matching cost is not finite")
+
+
 def work(rank: int, root: str, out: str, port: int) -> None:
     """The work of one of the two processes for all tests; it writes what it saw to OUT/RANK.json."""
     torch.set_num_threads(1)
@@ -63,6 +67,14 @@ def work(rank: int, root: str, out: str, port: int) -> None:
         run(tiny_cfg(root, out / "broken", "SOLVER.IMS_PER_BATCH", 2))
     except NonFiniteLoss as error:
         seen["broken"] = str(error)
+
+    TinySegmentor.break_at = ()
+    TinySegmentor.forward, forward = fail, TinySegmentor.forward
+    try:
+        run(tiny_cfg(root, out / "matching"))
+    except NonFiniteLoss as error:
+        seen["matching"] = str(error)
+    TinySegmentor.forward = forward
 
     (out / f"{rank}.json").write_text(json.dumps(seen))
     comm.synchronize()
@@ -120,3 +132,11 @@ def test_both_processes_name_the_image_that_broke_the_loss_of_one(two_processes)
     assert "loss_ce is nan" in seen[0]["broken"]
     assert "3.png. " in seen[0]["broken"]
     assert len(list((out / "broken").glob("nan_*.pth"))) == 1
+
+
+def test_processes_that_find_nan_by_themselves_each_save_what_they_saw(two_processes):
+    out, seen = two_processes
+    for rank, name in enumerate(("nan_0000000.pth", "nan_0000000_rank1.pth")):
+        assert "the matching cost is not finite" in seen[rank]["matching"]
+        assert str(out / "matching" / name) in seen[rank]["matching"]
+        assert len(read_checkpoint(str(out / "matching" / name)).rest["files"]) == 2

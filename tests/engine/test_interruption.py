@@ -14,7 +14,7 @@ def send(signum=signal.SIGINT):
     time.sleep(0)  # handlers run between bytecodes
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_is_noted_and_nothing_else(signum, code, capfd):
     with Interruption("Stopping.") as noted:
         send(signum)
@@ -28,6 +28,45 @@ def test_handlers_are_put_back():
     with Interruption():
         assert signal.getsignal(signal.SIGINT) != before[0]
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_nohup_is_respected():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interruption() as noted:
+            send(signal.SIGHUP)
+            assert noted.signum is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_terminal_that_is_gone_stops_nothing(monkeypatch):
+    def write(descriptor, text):
+        raise OSError("Input/output error")
+
+    monkeypatch.setattr(os, "write", write)
+    with Interruption("Stopping.") as noted:
+        send(signal.SIGHUP)
+        assert noted.signum == signal.SIGHUP
+
+
+def test_the_death_of_a_data_worker_waits_until_batches_are_waited_for():
+    def as_torch_does(signum, frame):
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed. ")
+
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        with Interruption() as noted:
+            with noted.waiting_for_workers():
+                signal.signal(signal.SIGCHLD, as_torch_does)  # when a loader starts
+            send(signal.SIGCHLD)  # in the middle of a step
+            with pytest.raises(RuntimeError, match="Killed"), noted.waiting_for_workers():
+                pytest.fail("it had died already")
+        with Interruption() as noted, pytest.raises(RuntimeError, match="Killed"), noted.waiting_for_workers():
+            send(signal.SIGCHLD)
+        assert signal.getsignal(signal.SIGCHLD) == as_torch_does
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def test_at_once_raises_for_signals_now_and_before():

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
-from fasegr.checkpoint import read_checkpoint
+from fasegr.checkpoint import Checkpointer, read_checkpoint
 from fasegr.engine.train_step import NonFiniteLoss, TrainStep
 
 
@@ -125,6 +125,32 @@ def test_a_loss_that_is_not_finite(value, tmp_path):
     assert saved.rest["iteration"] == 41
     assert saved.rest["files"] == [f"{i}.jpg" for i in range(20, 25)]
     assert repr(saved.rest["losses"]) == repr({"loss_a": value})
+
+
+def test_a_full_disk_does_not_hide_nan(tmp_path, monkeypatch):
+    def full(self, name, **kwargs):
+        raise OSError("could not write checkpoint: No space left on device")
+
+    monkeypatch.setattr(Checkpointer, "save_untagged", full)
+    step = make_step(Model(lambda loss: loss * float("nan")), output_dir=str(tmp_path))
+    with pytest.raises(NonFiniteLoss, match=r"iteration 3: loss_a is nan.* not saved: .*No space left on device"):
+        step.run(3, [samples(1)])
+
+
+def test_what_an_update_has_changed_is_known():
+    plain, statistics = Model(), Model(lambda loss: loss * float("nan"))
+    statistics.norm = nn.BatchNorm1d(3)
+    step = make_step(plain)
+    step.run(4, [samples(2)])
+    assert step.updated == 4
+    plain.spoil = lambda loss: loss * float("nan")
+    with pytest.raises(NonFiniteLoss):
+        step.run(5, [samples(2)])
+    assert step.updated == 4
+    step = make_step(statistics)
+    with pytest.raises(NonFiniteLoss):
+        step.run(5, [samples(2)])
+    assert step.updated == 5, "batch statistics change in the forward pass"
 
 
 def test_a_gradient_that_is_not_finite():
