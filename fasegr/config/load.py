@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import ast
+import copy
 import difflib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from fasegr.config.batch_scaling import scale_to_batch
 from fasegr.config.defaults import add_fasegr_config
-from fasegr.config.released import Loader, with_our_names
-from fasegr.config.validate import validate
+from fasegr.config.released import with_our_names
+from fasegr.config.validate import KEYS, shown, validate
+from fasegr.config.yaml_loader import load_mapping
 from fasegr.d2 import CfgNode, get_cfg
-from fasegr.utils.nested import flatten
+from fasegr.utils.nested import flatten, lookup
 
 __all__ = ["load_cfg", "read_yaml"]
 
 logger = logging.getLogger(__name__)
+
+MAX_BASES, MAX_PROBLEMS = 35, 50
 
 
 def load_cfg(path: str | os.PathLike, opts: Sequence[Any] = ()) -> CfgNode:
@@ -32,12 +37,16 @@ def load_cfg(path: str | os.PathLike, opts: Sequence[Any] = ()) -> CfgNode:
     """
     if len(opts) % 2:
         raise ValueError(f"options come in pairs KEY VALUE; {opts[-1]!r} has no value in {' '.join(map(str, opts))}")
-    options = with_our_names(dict(zip(opts[0::2], opts[1::2], strict=True)), "command line")
+    options = with_our_names(dict(zip(map(str, opts[0::2]), opts[1::2], strict=True)), "command line")
+    values = read_yaml(path)
     cfg = get_cfg()
     add_fasegr_config(cfg)
-    _merge(cfg, read_yaml(path), str(path))
-    _merge(cfg, options, "command line")
-    validate(cfg)
+    defaults = flatten(cfg)
+    problems = chain(_merge(cfg, values, str(path)), _merge(cfg, options, "command line"))
+    validate(cfg, list(islice(problems, MAX_PROBLEMS)))
+    unread = [key for key in (values | options) if key not in KEYS and lookup(cfg, key) != defaults[key]]
+    if unread:
+        logger.warning("Keys of detectron2 that mean nothing here and have no effect: %s", ", ".join(unread))
     scale_to_batch(cfg, explicit=options)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("MODEL.DEVICE is %s, but no GPU is available; using the CPU", cfg.MODEL.DEVICE)
@@ -51,45 +60,85 @@ def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
     `_BASE_` is a file or a list of files, relative to this one, each merged over those before it.
     `DATASETS.FOLDER.CLASSES` and `DATASETS.COCO.CATEGORIES` are relative to the file that sets them.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"config file {path} does not exist (working directory: {Path.cwd()})")
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML that can be read safely: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}; a config file is a mapping of keys to values")
+    return _read(os.path.expanduser(path), (), {})
+
+
+def _read(path: str, users: tuple[str, ...], done: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """users: the files whose `_BASE_` leads to this one. done: files that have been read, by their absolute path."""
+    absolute = os.path.abspath(path)
+    if absolute in done:
+        return done[absolute]
+    whose = f", _BASE_ of {users[-1]}," if users else ""
+    if absolute in map(os.path.abspath, users) or len(users) >= MAX_BASES:
+        raise ValueError(f"{users[0]}: its _BASE_ leads back to a file or through more than {MAX_BASES}: {path}{whose}")
+    if not os.path.isfile(path):
+        problem = "is a folder" if os.path.isdir(path) else "does not exist"
+        raise FileNotFoundError(f"config file {path}{whose} {problem} (working directory: {Path.cwd()})")
+    content = load_mapping(path)
 
     bases = content.pop("_BASE_", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ValueError(f"{path}: _BASE_ is {shown(bases)}; it must be a file or a list of files")
     content.pop("VERSION", None)
-    values = with_our_names(flatten(content), str(path))
+    values = with_our_names(flatten(content), path)
+    folder = os.path.dirname(path)
     for key in ("DATASETS.FOLDER.CLASSES", "DATASETS.COCO.CATEGORIES"):
-        if values.get(key):
-            values[key] = str((path.resolve().parent / Path(values[key]).expanduser()).resolve())
+        if isinstance(values.get(key), str) and KEYS[key].accepts(values[key]) and values[key]:
+            values[key] = os.path.realpath(os.path.join(os.path.realpath(folder), os.path.expanduser(values[key])))
     if "SOLVER.STEPS" in values:
         # Released files that name no schedule have detectron2's default, which has steps; FASeg's, ours, has none.
         values.setdefault("SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR")
 
     merged: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
-        merged |= read_yaml(path.parent / Path(base).expanduser())
-    return merged | values
+    for base in bases:
+        merged |= _read(os.path.join(folder, os.path.expanduser(base)), (*users, path), done)
+    done[absolute] = merged | values
+    return done[absolute]
 
 
-def _merge(cfg: CfgNode, values: Mapping[str, Any], source: str) -> None:
-    """Set `values`, by dotted key, in `cfg`. Raises ValueError for keys and types that `cfg` does not have."""
+def _merge(cfg: CfgNode, values: Mapping[str, Any], source: str) -> Iterator[str]:
+    """Set `values`, by dotted key, in `cfg`, those of KEYS unchecked. Yields one problem for each other key that `cfg`
+    does not have, or has with another type."""
     known = flatten(cfg)
-    for key in values:
-        if key in known:
+    for key, value in values.items():
+        if key not in known:
+            yield f"{source}: {_unknown(key, known)}"
             continue
-        section = [name for name in known if name.startswith(f"{key}.")]
-        if section:
-            raise ValueError(f"{source}: {key} is a section, not a value; its keys are {', '.join(section)}")
-        close = difflib.get_close_matches(key, known, n=1)
-        hint = f"did you mean {close[0]}?" if close else "all keys are in fasegr/config/defaults.py"
-        raise ValueError(f"{source}: the key {key} does not exist; {hint}")
+        value = _as(known[key], _decoded(value))
+        if key in KEYS or type(value) is type(known[key]) or None in (value, known[key]):
+            section, _, name = key.rpartition(".")
+            (lookup(cfg, section) if section else cfg)[name] = copy.deepcopy(value)
+        else:
+            kind = type(known[key]).__name__
+            yield f"{source}: {key} is {shown(value)}; it must be of the type {kind}, as {known[key]!r}"
+
+
+def _unknown(key: str, known: Mapping[str, Any]) -> str:
+    section = {name[len(key) + 1 :].split(".")[0] for name in known if name.startswith(f"{key}.")}
+    if section:
+        return f"{key} is a section, not a value; its keys are {', '.join(sorted(section))}"
+    close = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean {close[0]}?" if close else "all keys are in fasegr/config/defaults.py"
+    return f"the key {repr(key)[1:-1][:200]} does not exist; {hint}"
+
+
+def _decoded(value: Any) -> Any:
+    """`value`, or what a text says as a Python literal: "1e-4", "(512, 512)". As detectron2 reads options and YAML."""
+    if not isinstance(value, str):
+        return value
     try:
-        cfg.merge_from_list([word for pair in values.items() for word in pair])
-    except (ValueError, AssertionError) as error:
-        raise ValueError(f"{source}: {error}") from error
+        literal = ast.literal_eval(value)
+        repr(literal)  # raises ValueError for an int that is too long to be written into config.yaml
+        return literal
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # what it raises for a text like "cpu"
+        return value
+
+
+def _as(default: Any, value: Any) -> Any:
+    """`value` as a tuple, list or float where `default` is one and it is written as a list or an int."""
+    if isinstance(default, (list, tuple)) and isinstance(value, (list, tuple)):
+        return type(default)(value)
+    if type(default) is float and type(value) is int and abs(value) < 2**53:
+        return float(value)
+    return value

@@ -1,14 +1,13 @@
-"""The released YAML files of FASeg and Mask2Former: their names for parts, and the one Python expression they hold."""
+"""The names that the released YAML files of FASeg and Mask2Former have for parts."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
+from fasegr.config.validate import shown
 
-__all__ = ["Loader", "with_our_names"]
+__all__ = ["with_our_names"]
 
 NAMES = {
     "MODEL.META_ARCHITECTURE": {"MaskFormer": "FASeg"},
@@ -51,30 +50,7 @@ def with_our_names(values: Mapping[str, Any], source: str) -> dict[str, Any]:
             values[key] = names.get(values[key], values[key])
     for key in PARTS.keys() & values.keys():
         name = values.pop(key)
-        if name not in PARTS[key]:
-            raise ValueError(f"{source}: {key} is {name!r}; the released names known here are {sorted(PARTS[key])}")
+        if not isinstance(name, str) or name not in PARTS[key]:
+            raise ValueError(f"{source}: {key} is {shown(name)}; the released names known here are {list(PARTS[key])}")
         implied |= PARTS[key][name]
     return implied | values
-
-
-class Loader(yaml.SafeLoader):
-    """Safe YAML plus the one expression in the released files, which is parsed and not evaluated."""
-
-
-SIZES = re.compile(r"\[int\(x \* 0\.1 \* (\d+)\) for x in range\((\d+), (\d+)\)\]")
-
-
-def _sizes(loader: Loader, node: yaml.Node) -> list[int]:
-    argument = loader.construct_sequence(node) if isinstance(node, yaml.SequenceNode) else [None]
-    match = SIZES.fullmatch(str(argument[0])) if len(argument) == 1 else None
-    if match is None:
-        raise yaml.constructor.ConstructorError(
-            problem=f"the expression {argument} is not run: the only Python understood is "
-            "'[int(x * 0.1 * N) for x in range(A, B)]'; write the values out",
-            problem_mark=node.start_mark,
-        )
-    size, start, stop = map(int, match.groups())
-    return [int(x * 0.1 * size) for x in range(start, stop)]
-
-
-Loader.add_constructor("tag:yaml.org,2002:python/object/apply:eval", _sizes)

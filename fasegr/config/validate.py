@@ -1,222 +1,448 @@
-"""Checks of a config's values: the only place whose errors name YAML keys."""
+"""Checks of a config's values: the only place whose errors name YAML keys.
+
+KEYS has every key that is read and says what its value may be, RULES what several keys must be together. A key that is
+not in KEYS is one of detectron2's that mean nothing here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
-from fasegr.d2 import CfgNode
+from fasegr.d2 import BACKBONE_REGISTRY, CfgNode
 from fasegr.utils.nested import lookup
 
-__all__ = ["validate"]
+__all__ = ["KEYS", "problems", "shown", "validate"]
 
-CHOICES: dict[str, tuple] = {
-    "MODEL.META_ARCHITECTURE": ("FASeg",),
-    "MODEL.SEM_SEG_HEAD.NAME": ("FASegHead",),
-    "MODEL.FASEG.POSITIONAL_QUERY": ("dfpq", "learnable", "grid_anchor", "dynamic_anchor", "dynamic_foreground"),
-    "MODEL.FASEG.KEY_POSITION": ("conditional", "sinusoidal", "learnable"),
-    "MODEL.FASEG.FIRST_QUERY_REGION": ("background", "foreground"),
-    "MODEL.FASEG.HIGH_RES.ATTENTION": ("hrca", "vanilla", "random", "rcda", "none"),
-    "MODEL.FASEG.HIGH_RES.LEVELS": ([4], [8], [4, 8]),
-    "MODEL.FASEG.HIGH_RES.SELECTION": ("window", "pixel"),
-    "MODEL.FASEG.HIGH_RES.QUERY": ("static", "dynamic"),
-    "MODEL.MASK_FORMER.TEST.SEMANTIC_OUTPUT": ("scores", "labels"),
-    "INPUT.FORMAT": ("RGB",),  # of the weights and of PIXEL_MEAN
-    "INPUT.DATASET_MAPPER_NAME": (
+
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # the last: bytes of a command line that are not UTF-8
+
+
+class Allowed(NamedTuple):
+    """What a value may be, as a function and in words. choices: all of them, where they can be counted."""
+
+    accepts: Callable[[Any], bool]
+    words: str
+    choices: tuple = ()
+
+
+def one_of(*choices: Any) -> Allowed:
+    texts = [repr(choice) for choice in choices]  # 1 and 1.0 equal True, but not in writing
+    return Allowed(lambda value: repr(value) in texts, " or ".join(texts), choices)
+
+
+def integer(least: int, most: int, note: str = "", step: int = 1) -> Allowed:
+    kind = "an int" if step == 1 else f"a multiple of {step}"
+    return Allowed(
+        lambda value: type(value) is int and least <= value <= most and value % step == 0,
+        f"{kind} >= {least} and <= {most}{note}",
+    )
+
+
+def number(low: float, high: float, ends: str = "[]", note: str = "", *, optional: bool = False) -> Allowed:
+    """ends: "(" or ")" for a bound that is not allowed itself. NaN and infinity are in no such range."""
+
+    def accepts(value: Any) -> bool:
+        if type(value) not in (int, float):
+            return optional and value is None
+        return low <= value <= high and (value > low or ends[0] == "[") and (value < high or ends[1] == "]")
+
+    return Allowed(accepts, f"a number in {ends[0]}{low:g}, {high:g}{ends[1]}{' or None' if optional else ''}{note}")
+
+
+def text(pattern: str = ".*", note: str = "") -> Allowed:
+    """One line of Unicode, all of which matches `pattern`."""
+    return Allowed(
+        lambda value: isinstance(value, str) and not UNPRINTABLE.search(value) and re.fullmatch(pattern, value),
+        f"a line of text{note}",
+    )
+
+
+def several(item: Allowed, least: int, most: int, note: str = "") -> Allowed:
+    count = least if least == most else f"{least} to {most}"
+    return Allowed(
+        lambda value: (
+            isinstance(value, (list, tuple)) and least <= len(value) <= most and all(map(item.accepts, value))
+        ),
+        f"a list of {count} values, each {item.words}{note}",
+    )
+
+
+FLAG = one_of(True, False)
+CHANNELS, SIDE, ITERATIONS = integer(1, 16384), integer(1, 65535, " pixels"), integer(1, 10**9)
+NAME = text(r".*\S.*", " that is not empty")
+PROBABILITY = number(0, 1, "[)")
+WEIGHT, DECAY = number(0, 1e6), number(0, 10)
+STAGES = ["res2", "res3", "res4", "res5"]
+STAGE_LIST = several(one_of(*STAGES), 1, 4)
+
+KEYS: dict[str, Allowed] = {
+    "MODEL.DEVICE": text(r"cpu|mps|cuda(:\d{1,3})?", ", one of cuda, cpu, mps, or one GPU, as cuda:1"),
+    "MODEL.META_ARCHITECTURE": one_of("FASeg"),
+    "MODEL.WEIGHTS": text(),
+    "MODEL.PIXEL_MEAN": several(number(-1e6, 1e6), 3, 3),
+    "MODEL.PIXEL_STD": several(number(1e-6, 1e6), 3, 3),
+    "MODEL.BACKBONE.NAME": NAME,
+    "MODEL.BACKBONE.FREEZE_AT": integer(0, 5, ": the stages that are frozen, the stem being the first"),
+    "MODEL.RESNETS.DEPTH": one_of(18, 34, 50, 101),
+    "MODEL.RESNETS.OUT_FEATURES": STAGE_LIST,
+    "MODEL.RESNETS.NORM": one_of("FrozenBN", "BN", "SyncBN", "GN", ""),
+    "MODEL.RESNETS.NUM_GROUPS": one_of(1),
+    "MODEL.RESNETS.WIDTH_PER_GROUP": one_of(64),
+    "MODEL.RESNETS.STRIDE_IN_1X1": FLAG,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": integer(4, 4096, step=4),
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": integer(1, 4096),
+    "MODEL.RESNETS.STEM_TYPE": one_of("basic"),
+    "MODEL.RESNETS.RES4_DILATION": one_of(1),
+    "MODEL.RESNETS.RES5_DILATION": one_of(1),
+    "MODEL.RESNETS.RES5_MULTI_GRID": one_of([1, 1, 1]),  # released files set it; it multiplies the dilation of res5
+    "MODEL.RESNETS.DEFORM_ON_PER_STAGE": one_of([False] * 4),
+    "MODEL.SWIN.PRETRAIN_IMG_SIZE": integer(4, 4096),
+    "MODEL.SWIN.PATCH_SIZE": one_of(4),
+    "MODEL.SWIN.EMBED_DIM": integer(1, 4096),
+    "MODEL.SWIN.DEPTHS": several(integer(1, 100), 4, 4, ", one for each stage"),
+    "MODEL.SWIN.NUM_HEADS": several(integer(1, 1024), 4, 4, ", one for each stage"),
+    "MODEL.SWIN.WINDOW_SIZE": integer(1, 64, " (7 in Swin-T)"),
+    "MODEL.SWIN.MLP_RATIO": number(0, 100, "(]", " (4.0 in the paper)"),
+    "MODEL.SWIN.QKV_BIAS": FLAG,
+    "MODEL.SWIN.QK_SCALE": number(0, 1e6, "(]", optional=True),
+    "MODEL.SWIN.DROP_RATE": PROBABILITY,
+    "MODEL.SWIN.ATTN_DROP_RATE": PROBABILITY,
+    "MODEL.SWIN.DROP_PATH_RATE": PROBABILITY,
+    "MODEL.SWIN.APE": FLAG,
+    "MODEL.SWIN.PATCH_NORM": FLAG,
+    "MODEL.SWIN.OUT_FEATURES": STAGE_LIST,
+    "MODEL.SWIN.USE_CHECKPOINT": FLAG,
+    "MODEL.TIMM.NAME": NAME,
+    "MODEL.TIMM.PRETRAINED": FLAG,
+    "MODEL.TIMM.DROP_PATH_RATE": PROBABILITY,
+    "MODEL.SEM_SEG_HEAD.NAME": one_of("FASegHead"),
+    "MODEL.SEM_SEG_HEAD.IN_FEATURES": several(NAME, 1, 10),
+    "MODEL.SEM_SEG_HEAD.IGNORE_VALUE": integer(0, 65535),
+    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": integer(1, 65535),
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM": integer(32, 8192, ", which has GroupNorm's groups", step=32),
+    "MODEL.SEM_SEG_HEAD.COMMON_STRIDE": one_of(4),
+    "MODEL.SEM_SEG_HEAD.NORM": one_of("FrozenBN", "BN", "SyncBN", "GN", ""),
+    "MODEL.SEM_SEG_HEAD.MASK_DIM": CHANNELS,
+    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": integer(1, 200),
+    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES": several(NAME, 1, 10),
+    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS": integer(1, 64),
+    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS": integer(1, 1024),
+    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_DIM_FEEDFORWARD": CHANNELS,
+    "MODEL.MASK_FORMER.DEEP_SUPERVISION": FLAG,
+    "MODEL.MASK_FORMER.NO_OBJECT_WEIGHT": number(0, 1e6, "(]", " (0.1 in the paper)"),
+    "MODEL.MASK_FORMER.CLASS_WEIGHT": WEIGHT,
+    "MODEL.MASK_FORMER.DICE_WEIGHT": WEIGHT,
+    "MODEL.MASK_FORMER.MASK_WEIGHT": WEIGHT,
+    "MODEL.MASK_FORMER.NHEADS": integer(1, 1024),
+    "MODEL.MASK_FORMER.DROPOUT": PROBABILITY,
+    "MODEL.MASK_FORMER.DIM_FEEDFORWARD": CHANNELS,
+    "MODEL.MASK_FORMER.ENC_LAYERS": one_of(0),  # this, PRE_NORM and TRANSFORMER_IN_FEATURE have only one meaning here
+    "MODEL.MASK_FORMER.DEC_LAYERS": integer(
+        2, 200, ": the layers plus the prediction before the first (FASeg 14, Mask2Former 10)"
+    ),
+    "MODEL.MASK_FORMER.PRE_NORM": one_of(False),
+    "MODEL.MASK_FORMER.HIDDEN_DIM": CHANNELS,
+    "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": integer(1, 10000),
+    "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE": one_of("multi_scale_pixel_decoder"),
+    "MODEL.MASK_FORMER.ENFORCE_INPUT_PROJ": FLAG,
+    "MODEL.MASK_FORMER.TRAIN_NUM_POINTS": integer(1, 10**6),
+    "MODEL.MASK_FORMER.OVERSAMPLE_RATIO": number(1, 100),
+    "MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO": number(0, 1),
+    "MODEL.MASK_FORMER.SIZE_DIVISIBILITY": integer(-1, 16384, "; below 1 it is the backbone's"),
+    "MODEL.MASK_FORMER.TEST.SEMANTIC_ON": FLAG,
+    "MODEL.MASK_FORMER.TEST.INSTANCE_ON": FLAG,
+    "MODEL.MASK_FORMER.TEST.PANOPTIC_ON": FLAG,
+    "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD": number(0, 1),
+    "MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD": number(0, 1),
+    "MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE": FLAG,
+    "MODEL.MASK_FORMER.TEST.SEMANTIC_OUTPUT": one_of("scores", "labels"),
+    "MODEL.FASEG.POSITIONAL_QUERY": one_of("dfpq", "learnable", "grid_anchor", "dynamic_anchor", "dynamic_foreground"),
+    "MODEL.FASEG.KEY_POSITION": one_of("conditional", "sinusoidal", "learnable"),
+    "MODEL.FASEG.FIRST_QUERY_REGION": one_of("background", "foreground"),
+    "MODEL.FASEG.MASK_THRESHOLD": number(0, 1, "()", " (0.15 in FASeg)"),
+    "MODEL.FASEG.HIGH_RES.ATTENTION": one_of("hrca", "vanilla", "random", "rcda", "none"),
+    "MODEL.FASEG.HIGH_RES.LEVELS": one_of([4], [8], [4, 8]),
+    "MODEL.FASEG.HIGH_RES.OMEGA": integer(1, 10**6),
+    "MODEL.FASEG.HIGH_RES.SELECTION": one_of("window", "pixel"),
+    "MODEL.FASEG.HIGH_RES.QUERY": one_of("static", "dynamic"),
+    "INPUT.FORMAT": one_of("RGB"),  # of the weights and of PIXEL_MEAN
+    "INPUT.DATASET_MAPPER_NAME": one_of(
         "mask_former_semantic",
         "mask_former_instance",
         "mask_former_panoptic",
         "coco_instance_lsj",
         "coco_panoptic_lsj",
     ),
-    "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
-    "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
-    "INPUT.CROP.TYPE": ("absolute", "absolute_range", "relative", "relative_range"),
-    "SOLVER.OPTIMIZER": ("ADAMW", "SGD"),
-    "SOLVER.AMP.DTYPE": ("float16", "bfloat16"),
-    "SOLVER.WARMUP_METHOD": ("linear", "constant"),
-    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("full_model", "norm", "value"),
-    # Keys of Mask2Former that have only one meaning here.
-    "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE": ("multi_scale_pixel_decoder",),
-    "MODEL.MASK_FORMER.ENC_LAYERS": (0,),
-    "MODEL.MASK_FORMER.PRE_NORM": (False,),
-}
-
-# Further choices with one backbone.
-BACKBONE_CHOICES: dict[str, dict[str, tuple]] = {
-    "build_fasegr_resnet_backbone": {
-        "MODEL.RESNETS.DEPTH": (18, 34, 50, 101),
-        "MODEL.RESNETS.NORM": ("FrozenBN", "BN", "SyncBN", "GN", ""),
-        "MODEL.RESNETS.NUM_GROUPS": (1,),
-        "MODEL.RESNETS.WIDTH_PER_GROUP": (64,),
-        "MODEL.RESNETS.RES4_DILATION": (1,),
-        "MODEL.RESNETS.RES5_DILATION": (1,),
-        "MODEL.RESNETS.RES5_MULTI_GRID": ([1, 1, 1],),  # released files set it; it multiplies the dilation of res5
-        "MODEL.RESNETS.DEFORM_ON_PER_STAGE": ([False] * 4,),
+    "INPUT.MIN_SIZE_TRAIN": several(SIDE, 1, 1000),
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": one_of("choice", "range"),
+    "INPUT.MAX_SIZE_TRAIN": SIDE,
+    "INPUT.MIN_SIZE_TEST": SIDE,
+    "INPUT.MAX_SIZE_TEST": SIDE,
+    "INPUT.RANDOM_FLIP": one_of("horizontal", "vertical", "none"),
+    "INPUT.COLOR_AUG_SSD": FLAG,
+    "INPUT.CROP.ENABLED": FLAG,
+    "INPUT.CROP.TYPE": one_of("absolute", "absolute_range", "relative", "relative_range"),
+    "INPUT.CROP.SIZE": several(number(0, 65535, "(]"), 2, 2),
+    "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA": number(0, 1, "(]"),
+    "INPUT.SIZE_DIVISIBILITY": integer(-1, 16384, "; below 1 nothing is padded"),
+    "INPUT.IMAGE_SIZE": integer(1, 16384, " pixels"),
+    "INPUT.MIN_SCALE": number(0, 100, "(]"),
+    "INPUT.MAX_SCALE": number(0, 100, "(]"),
+    "INPUT.CACHE": text(),
+    "DATASETS.TRAIN": several(NAME, 0, 1000, ", as ('ade20k_sem_seg_train',)"),
+    "DATASETS.TEST": several(NAME, 0, 1000, ", as ('ade20k_sem_seg_val',)"),
+    **{f"DATASETS.FOLDER.{key}": text() for key in ("NAME", "ROOT", "IMAGES", "LABELS", "CLASSES")},
+    "DATASETS.FOLDER.SPLITS": several(NAME, 1, 1000),
+    "DATASETS.FOLDER.IGNORE_LABEL": integer(0, 65535),
+    **{
+        f"DATASETS.COCO.{key}": text()
+        for key in ("NAME", "ROOT", "IMAGES", "INSTANCES", "PANOPTIC", "SEGMENTS", "CATEGORIES")
     },
-    "build_fasegr_swin_backbone": {"MODEL.SWIN.PATCH_SIZE": (4,), "MODEL.BACKBONE.FREEZE_AT": (0,)},
-    "build_timm_backbone": {"MODEL.BACKBONE.FREEZE_AT": (0,)},
+    "DATASETS.COCO.SPLITS": several(NAME, 1, 1000),
+    "DATALOADER.NUM_WORKERS": integer(0, 1024, " processes"),
+    "DATALOADER.FILTER_EMPTY_ANNOTATIONS": FLAG,
+    "DATALOADER.TIMEOUT": number(0, 1e6, note=" seconds; 0 waits for ever"),
+    "SOLVER.OPTIMIZER": one_of("ADAMW", "SGD"),
+    "SOLVER.BASE_LR": number(0, 1000, "(]", " (0.0001 in the paper)"),
+    "SOLVER.BASE_LR_END": number(0, 1000),
+    "SOLVER.MOMENTUM": PROBABILITY,
+    "SOLVER.NESTEROV": FLAG,
+    "SOLVER.WEIGHT_DECAY": DECAY,
+    "SOLVER.WEIGHT_DECAY_NORM": DECAY,
+    "SOLVER.WEIGHT_DECAY_EMBED": DECAY,
+    "SOLVER.BACKBONE_MULTIPLIER": number(0, 100),
+    "SOLVER.LR_SCHEDULER_NAME": one_of("WarmupPolyLR", "WarmupMultiStepLR", "WarmupCosineLR"),
+    "SOLVER.POLY_LR_POWER": number(0, 100),
+    "SOLVER.POLY_LR_CONSTANT_ENDING": number(0, 1),
+    "SOLVER.GAMMA": number(0, 1),
+    "SOLVER.STEPS": several(ITERATIONS, 0, 1000),
+    "SOLVER.WARMUP_FACTOR": number(0, 1),
+    "SOLVER.WARMUP_ITERS": integer(0, 10**9),
+    "SOLVER.WARMUP_METHOD": one_of("linear", "constant"),
+    "SOLVER.MAX_ITER": ITERATIONS,
+    "SOLVER.CHECKPOINT_PERIOD": ITERATIONS,
+    "SOLVER.IMS_PER_BATCH": integer(1, 65536),
+    "SOLVER.REFERENCE_BATCH": integer(0, 65536, "; 0 keeps the schedule as it is"),
+    "SOLVER.REFERENCE_WORLD_SIZE": one_of(0),
+    "SOLVER.ACCUMULATE": integer(1, 65536),
+    "SOLVER.CLIP_GRADIENTS.ENABLED": FLAG,
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": one_of("full_model", "norm", "value"),
+    "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": number(
+        0, 1e6, "(]", " (0.01 in the paper); SOLVER.CLIP_GRADIENTS.ENABLED False turns clipping off"
+    ),
+    "SOLVER.CLIP_GRADIENTS.NORM_TYPE": number(1, 100),
+    "SOLVER.AMP.ENABLED": FLAG,
+    "SOLVER.AMP.DTYPE": one_of("float16", "bfloat16"),
+    "TEST.EVAL_PERIOD": integer(0, 10**9, "; 0 evaluates only at the end"),
+    "TEST.EXPECTED_RESULTS": one_of([]),
+    "TEST.PRECISE_BN.ENABLED": one_of(False),
+    "TEST.DETECTIONS_PER_IMAGE": integer(1, 10**6),
+    "TEST.SAVE_LABELS": FLAG,
+    "TEST.SAVE_SUBMISSION": FLAG,
+    "TEST.SAVE_JSON": FLAG,
+    "TEST.BOUNDARY_IOU": FLAG,
+    "TEST.AUG.ENABLED": FLAG,
+    "TEST.AUG.MIN_SIZES": several(SIDE, 1, 100),
+    "TEST.AUG.MAX_SIZE": SIDE,
+    "TEST.AUG.FLIP": FLAG,
+    "TEST.AUG.FROM_ORIGINAL": FLAG,
+    "TEST.SLIDING_WINDOW.ENABLED": FLAG,
+    "TEST.SLIDING_WINDOW.SIZE": several(SIDE, 2, 2, ": height and width"),
+    "TEST.SLIDING_WINDOW.OVERLAP": number(0, 1, "[)", ": the share of a window that the next one covers again"),
+    "OUTPUT_DIR": text(),
+    "SEED": integer(-1, 2**31 - 1, "; -1 draws one"),
+    "CUDNN_BENCHMARK": FLAG,
+    "FLOAT32_PRECISION": one_of("", "highest", "high", "medium"),
+    "SPEED.TUNED_ALLOCATOR": FLAG,
+    "SPEED.THREADS": integer(0, 1024, "; 0 is torch's default"),
+    "SPEED.COMPILE": FLAG,
+    "SPEED.DETERMINISTIC": FLAG,
 }
 
-# Least values, and a remark on those that are not plain counts.
-MINIMA: dict[str, tuple[int, str]] = {
-    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": (1, ""),
-    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": (1, ""),
-    "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": (1, ""),
-    "MODEL.MASK_FORMER.TRAIN_NUM_POINTS": (1, ""),
-    "MODEL.MASK_FORMER.DEC_LAYERS": (2, ": the layers plus the prediction before the first (FASeg 14, Mask2Former 10)"),
-    "MODEL.FASEG.HIGH_RES.OMEGA": (1, ""),
-    "SOLVER.IMS_PER_BATCH": (1, ""),
-    "SOLVER.REFERENCE_BATCH": (0, "; 0 keeps the schedule as it is"),
-    "SOLVER.ACCUMULATE": (1, ""),
-    "SOLVER.MAX_ITER": (1, ""),
-    "SOLVER.CHECKPOINT_PERIOD": (1, ""),
-    "INPUT.MIN_SIZE_TEST": (1, ""),
-    "INPUT.IMAGE_SIZE": (1, ""),
-    "SPEED.THREADS": (0, "; 0 is torch's default"),
+# Sections that only one backbone reads. With another one they are not checked.
+BACKBONES = {
+    "MODEL.RESNETS.": "build_fasegr_resnet_backbone",
+    "MODEL.SWIN.": "build_fasegr_swin_backbone",
+    "MODEL.TIMM.": "build_timm_backbone",
 }
 
-STAGES = ["res2", "res3", "res4", "res5"]
+HEAD, FORMER, HIGH_RES = "MODEL.SEM_SEG_HEAD.", "MODEL.MASK_FORMER.", "MODEL.FASEG.HIGH_RES."
+ENCODER = HEAD + "DEFORMABLE_TRANSFORMER_ENCODER_"
+RESULTS = [f"{FORMER}TEST.{kind}_ON" for kind in ("SEMANTIC", "PANOPTIC", "INSTANCE")]
+UNFROZEN = ("build_fasegr_swin_backbone", "build_timm_backbone")
 
 
-def validate(cfg: CfgNode) -> None:
-    """Raise one ValueError that lists every value of `cfg` that cannot work, with what is allowed."""
-    problems = [*_choices(cfg), *_model(cfg), *_backbone(cfg), *_input(cfg), *_solver(cfg), *_test(cfg)]
-    if problems:
-        raise ValueError("the configuration cannot work:\n  " + "\n  ".join(problems))
+def _is_whole(maps: list[str]) -> bool:
+    """Whether a list with the usual names of maps has all of them, once. Other backbones may have other names."""
+    return sorted(maps) == STAGES or not set(maps) & set(STAGES)
 
 
-def _choices(cfg: CfgNode) -> Iterator[str]:
-    for key, allowed in (CHOICES | BACKBONE_CHOICES.get(cfg.MODEL.BACKBONE.NAME, {})).items():
-        if lookup(cfg, key) not in allowed:
-            yield f"{key} is {lookup(cfg, key)!r}; it must be {' or '.join(map(repr, allowed))}"
-    for key, (least, remark) in MINIMA.items():
-        if lookup(cfg, key) < least:
-            yield f"{key} is {lookup(cfg, key)}; it must be an int >= {least}{remark}"
-    if cfg.MODEL.DEVICE.split(":")[0] not in ("cuda", "cpu", "mps"):
-        yield f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}; it must be one of cuda, cpu, mps"
+def _is_coarse(encoder: list[str], maps: list[str]) -> bool:
+    """Whether the encoder reads the coarsest maps, one to three of them."""
+    return sorted(encoder) in [STAGES[i:] for i in (1, 2, 3)] if sorted(maps) == STAGES else set(encoder) <= set(maps)
 
 
-def _model(cfg: CfgNode) -> Iterator[str]:
-    former, head, faseg = cfg.MODEL.MASK_FORMER, cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.FASEG
-    if not 0 < faseg.MASK_THRESHOLD < 1:
-        yield f"MODEL.FASEG.MASK_THRESHOLD is {faseg.MASK_THRESHOLD}; it must lie between 0 and 1 (0.15 in FASeg)"
-    if faseg.HIGH_RES.SELECTION == "pixel" and faseg.HIGH_RES.ATTENTION in ("vanilla", "random", "rcda"):
-        yield (
-            f"MODEL.FASEG.HIGH_RES.SELECTION is 'pixel' with ATTENTION {faseg.HIGH_RES.ATTENTION!r}; "
-            "only hrca selects pixels by attention"
+def _fits(size: Sequence[float], kind: str) -> bool:
+    if kind.startswith("relative"):
+        return max(size) <= 1
+    return all(side == int(side) for side in size) and (kind == "absolute" or size[0] <= size[1])
+
+
+# Keys, whether their values are wrong together, and what to do.
+RULES: list[tuple[Sequence[str], Callable[..., Any], str]] = [
+    (
+        ["MODEL.BACKBONE.NAME"],
+        lambda name: name not in [registered for registered, _ in BACKBONE_REGISTRY],
+        f"no such backbone is registered; there are {', '.join(BACKBONES.values())}",
+    ),
+    (
+        ["MODEL.BACKBONE.FREEZE_AT", "MODEL.BACKBONE.NAME"],
+        lambda freeze_at, name: freeze_at and name in UNFROZEN,
+        "it must be 0 there",
+    ),
+    (
+        ["MODEL.BACKBONE.FREEZE_AT", "MODEL.RESNETS.NORM"],
+        lambda freeze_at, norm: freeze_at and norm not in ("FrozenBN", "GN"),
+        "running statistics would still change; set FREEZE_AT to 0 or NORM to FrozenBN",
+    ),
+    (
+        [f"MODEL.RESNETS.{key}" for key in ("NORM", "STEM_OUT_CHANNELS", "RES2_OUT_CHANNELS", "DEPTH")],
+        lambda norm, stem, res2, depth: norm == "GN" and (stem % 32 or res2 % (128 if depth >= 50 else 32)),
+        "the channels must be multiples of GN's 32 groups, those of res2 four times as many from depth 50 on",
+    ),
+    *(
+        (
+            [f"{section}.OUT_FEATURES", HEAD + "IN_FEATURES"],
+            lambda given, read: set(given) != set(read),
+            "they must name the same maps: what is made for others is not trained",
         )
-    if faseg.HIGH_RES.ATTENTION == "none" and faseg.HIGH_RES.LEVELS != [4]:
-        yield f"MODEL.FASEG.HIGH_RES.LEVELS is {faseg.HIGH_RES.LEVELS}, unused with ATTENTION 'none'; leave it at [4]"
-    if former.SIZE_DIVISIBILITY > 0 and former.SIZE_DIVISIBILITY % 32:
-        yield (
-            f"MODEL.MASK_FORMER.SIZE_DIVISIBILITY is {former.SIZE_DIVISIBILITY}; it must be a multiple of 32, "
-            "the stride of the coarsest map"
+        for section in ("MODEL.RESNETS", "MODEL.SWIN")
+    ),
+    ([HEAD + "IN_FEATURES"], lambda maps: not _is_whole(maps), f"it must be {STAGES}, of strides 4 to 32"),
+    (
+        [ENCODER + "IN_FEATURES", HEAD + "IN_FEATURES"],
+        lambda encoder, maps: not _is_coarse(encoder, maps) or len(set(encoder)) < len(encoder),
+        f"it must be {STAGES[1:]}, or fewer of the coarsest",
+    ),
+    (
+        ["MODEL.SWIN.NUM_HEADS", "MODEL.SWIN.EMBED_DIM"],
+        lambda num_heads, dim: any(dim * 2**i % heads for i, heads in enumerate(num_heads)),
+        "the heads of a stage must divide its channels, which are EMBED_DIM times 1, 2, 4 and 8",
+    ),
+    *(
+        ([heads, channels], lambda heads, channels: channels % heads, "the heads must divide the channels")
+        for heads, channels in (
+            (FORMER + "NHEADS", FORMER + "HIDDEN_DIM"),
+            (ENCODER + "N_HEADS", HEAD + "CONVS_DIM"),
         )
-    for key, channels in (
-        ("MODEL.MASK_FORMER.NHEADS", former.HIDDEN_DIM),
-        ("MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS", head.CONVS_DIM),
-    ):
-        if lookup(cfg, key) < 1 or channels % lookup(cfg, key):
-            yield f"{key} is {lookup(cfg, key)}; it must divide the {channels} channels"
-    if head.CONVS_DIM % 32:
-        yield f"MODEL.SEM_SEG_HEAD.CONVS_DIM is {head.CONVS_DIM}; it must be a multiple of 32, GroupNorm's groups"
-    if head.CONVS_DIM != former.HIDDEN_DIM:
-        yield (
-            f"MODEL.SEM_SEG_HEAD.CONVS_DIM is {head.CONVS_DIM} and MODEL.MASK_FORMER.HIDDEN_DIM {former.HIDDEN_DIM}; "
-            "they must be equal, as key positions of the former are added to keys of the latter"
-        )
-    if not (former.TEST.SEMANTIC_ON or former.TEST.PANOPTIC_ON or former.TEST.INSTANCE_ON):
-        yield (
-            "MODEL.MASK_FORMER.TEST.SEMANTIC_ON, PANOPTIC_ON and INSTANCE_ON are all False; "
-            "set one of them to True, or there is no result"
-        )
+    ),
+    (
+        [HEAD + "CONVS_DIM", FORMER + "HIDDEN_DIM"],
+        lambda convs_dim, hidden_dim: convs_dim != hidden_dim,
+        "they must be equal, as key positions of the former are added to keys of the latter",
+    ),
+    (
+        [FORMER + "SIZE_DIVISIBILITY"],
+        lambda divisor: divisor > 0 and divisor % 32,
+        "it must be a multiple of 32, the stride of the coarsest map",
+    ),
+    (
+        [f"{FORMER}{loss}_WEIGHT" for loss in ("CLASS", "DICE", "MASK")],
+        lambda *weights: not any(weights),
+        "one of them must be above 0",
+    ),
+    (RESULTS, lambda *results: not any(results), "set one of them to True, or there is no result"),
+    (
+        [HIGH_RES + "SELECTION", HIGH_RES + "ATTENTION"],
+        lambda selection, attention: selection == "pixel" and attention in ("vanilla", "random", "rcda"),
+        "only hrca selects pixels by attention",
+    ),
+    (
+        [HIGH_RES + "LEVELS", HIGH_RES + "ATTENTION"],
+        lambda levels, attention: attention == "none" and levels != [4],
+        "LEVELS is not used there; leave it at [4]",
+    ),
+    (
+        [HEAD + "IGNORE_VALUE", HEAD + "NUM_CLASSES", "INPUT.DATASET_MAPPER_NAME"],
+        lambda ignored, classes, mapper: mapper == "mask_former_semantic" and ignored < classes,
+        "it must not be one of the classes (255 and 65535 are usual)",
+    ),
+    (
+        ["INPUT.MIN_SIZE_TRAIN", "INPUT.MIN_SIZE_TRAIN_SAMPLING"],
+        lambda sizes, sampling: sampling == "range" and (len(sizes) > 2 or list(sizes) != sorted(sizes)),
+        "'range' takes two sizes, the smaller first",
+    ),
+    (
+        ["INPUT.CROP.SIZE", "INPUT.CROP.TYPE", "INPUT.CROP.ENABLED"],
+        lambda size, kind, enabled: enabled and not _fits(size, kind),
+        "it must be two shares of the image in (0, 1] for a relative TYPE, else two sizes in whole pixels, of which "
+        "absolute_range takes the smaller first",
+    ),
+    (
+        ["INPUT.MIN_SCALE", "INPUT.MAX_SCALE"],
+        lambda low, high: low > high,
+        "the smaller comes first (0.1 and 2.0 are usual)",
+    ),
+    *(
+        ([f"DATASETS.{kind}.SPLITS"], lambda splits: len(set(splits)) < len(splits), "each split must be named once")
+        for kind in ("FOLDER", "COCO")
+    ),
+    (
+        ["SOLVER.ACCUMULATE", "SOLVER.IMS_PER_BATCH"],
+        lambda parts, batch: batch % parts,
+        "it must divide the batch",
+    ),
+    (
+        ["SOLVER.NESTEROV", "SOLVER.MOMENTUM", "SOLVER.OPTIMIZER"],
+        lambda nesterov, momentum, optimizer: optimizer == "SGD" and nesterov and not momentum,
+        "MOMENTUM must be above 0 (0.9 is usual)",
+    ),
+    (
+        ["TEST.SLIDING_WINDOW.ENABLED", *RESULTS],
+        lambda enabled, semantic, panoptic, instances: enabled and (panoptic or instances or not semantic),
+        "segments cannot be merged across windows, so SEMANTIC_ON alone may be True",
+    ),
+    (
+        ["TEST.AUG.ENABLED", RESULTS[0]],
+        lambda enabled, semantic: enabled and not semantic,
+        "only semantic scores are averaged",
+    ),
+]
 
 
-def _backbone(cfg: CfgNode) -> Iterator[str]:
-    name, freeze_at, norm = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.FREEZE_AT, cfg.MODEL.RESNETS.NORM
-    if name == "build_fasegr_resnet_backbone":
-        yield from _out_features("MODEL.RESNETS", cfg.MODEL.RESNETS)
-        if freeze_at and norm not in ("FrozenBN", "GN"):
-            yield (
-                f"MODEL.BACKBONE.FREEZE_AT is {freeze_at} with MODEL.RESNETS.NORM {norm!r}, whose running statistics "
-                "would still change; set FREEZE_AT to 0 or NORM to FrozenBN"
-            )
-    if name == "build_fasegr_swin_backbone":
-        yield from _swin(cfg.MODEL.SWIN)
+def validate(cfg: CfgNode, known: Sequence[str] = ()) -> None:
+    """Raise one ValueError that lists every value of `cfg` that cannot work, with what is allowed.
+
+    known: problems that were found before, to be listed too.
+    """
+    found = [*known, *problems(cfg)]
+    if found:
+        raise ValueError("the configuration cannot work:\n  " + "\n  ".join(found))
 
 
-def _swin(swin: CfgNode) -> Iterator[str]:
-    yield from _out_features("MODEL.SWIN", swin)
-    for key in ("DEPTHS", "NUM_HEADS"):
-        if len(swin[key]) != 4 or not all(isinstance(number, int) and number >= 1 for number in swin[key]):
-            yield f"MODEL.SWIN.{key} is {swin[key]}; it must be 4 ints >= 1, one for each stage"
-        elif key == "NUM_HEADS":
-            for i, heads in enumerate(swin.NUM_HEADS):
-                if swin.EMBED_DIM * 2**i % heads:
-                    yield f"MODEL.SWIN.NUM_HEADS[{i}] is {heads}; it must divide the {swin.EMBED_DIM * 2**i} channels"
-    for key, least in (("EMBED_DIM", 1), ("WINDOW_SIZE", 1), ("PRETRAIN_IMG_SIZE", 4)):
-        if swin[key] < least:
-            yield f"MODEL.SWIN.{key} is {swin[key]}; it must be an int >= {least} (96, 7 and 224 in Swin-T)"
-    if swin.MLP_RATIO <= 0:
-        yield f"MODEL.SWIN.MLP_RATIO is {swin.MLP_RATIO}; it must be > 0 (4.0 in the paper)"
-    for key in ("DROP_RATE", "ATTN_DROP_RATE", "DROP_PATH_RATE"):
-        if not 0 <= swin[key] < 1:
-            yield f"MODEL.SWIN.{key} is {swin[key]}; it is a probability, 0 <= rate < 1"
+def problems(cfg: CfgNode) -> Iterator[str]:
+    """One sentence for each value that cannot work. A rule is only asked if each of its keys is right by itself."""
+    name = cfg.MODEL.BACKBONE.NAME
+    other = tuple(section for section, builder in BACKBONES.items() if builder != name)
+    right = {}
+    for key, allowed in KEYS.items():
+        value = lookup(cfg, key)
+        if key.startswith(other):
+            continue
+        if allowed.accepts(value):
+            right[key] = value
+        else:
+            yield f"{key} is {shown(value)}; it must be {allowed.words}"
+    for keys, is_wrong, words in RULES:
+        if right.keys() >= set(keys) and is_wrong(*(right[key] for key in keys)):
+            (key, value), *others = ((key, shown(right[key])) for key in keys)
+            given = " and ".join(f"{key} {value}" for key, value in others)
+            yield f"{key} is {value}{' with ' if given else ''}{given}; {words}"
 
 
-def _out_features(section: str, keys: CfgNode) -> Iterator[str]:
-    if not keys.OUT_FEATURES or not set(keys.OUT_FEATURES) <= set(STAGES):
-        yield f"{section}.OUT_FEATURES is {keys.OUT_FEATURES}; it must be chosen from {STAGES}"
-
-
-def _input(cfg: CfgNode) -> Iterator[str]:
-    given, crop = cfg.INPUT, cfg.INPUT.CROP
-    if crop.ENABLED:
-        relative = crop.TYPE.startswith("relative")
-        if len(crop.SIZE) != 2 or min(crop.SIZE) <= 0 or (relative and max(crop.SIZE) > 1):
-            unit = "shares of the image in (0, 1]" if relative else "sizes in pixels, at least 1"
-            yield f"INPUT.CROP.SIZE is {tuple(crop.SIZE)} with TYPE {crop.TYPE!r}; it must be two {unit}"
-        elif crop.TYPE == "absolute_range" and crop.SIZE[0] > crop.SIZE[1]:
-            yield f"INPUT.CROP.SIZE is {tuple(crop.SIZE)}; TYPE 'absolute_range' takes the smaller size first"
-    if not 0 < crop.SINGLE_CATEGORY_MAX_AREA <= 1:
-        yield f"INPUT.CROP.SINGLE_CATEGORY_MAX_AREA is {crop.SINGLE_CATEGORY_MAX_AREA}; it must be in (0, 1]"
-    if not 0 < given.MIN_SCALE <= given.MAX_SCALE:
-        yield (
-            f"INPUT.MIN_SCALE is {given.MIN_SCALE} and MAX_SCALE {given.MAX_SCALE}; they must be factors of IMAGE_SIZE "
-            "above 0, the smaller first (0.1 and 2.0 are usual)"
-        )
-
-
-def _solver(cfg: CfgNode) -> Iterator[str]:
-    solver, clip = cfg.SOLVER, cfg.SOLVER.CLIP_GRADIENTS
-    if solver.ACCUMULATE > 0 and solver.IMS_PER_BATCH % solver.ACCUMULATE:
-        yield (
-            f"SOLVER.ACCUMULATE is {solver.ACCUMULATE}; it must divide SOLVER.IMS_PER_BATCH, "
-            f"which is {solver.IMS_PER_BATCH}"
-        )
-    if clip.ENABLED and clip.CLIP_VALUE <= 0:
-        yield (
-            f"SOLVER.CLIP_GRADIENTS.CLIP_VALUE is {clip.CLIP_VALUE}; it must be > 0 (0.01 in the paper); "
-            "SOLVER.CLIP_GRADIENTS.ENABLED False turns clipping off"
-        )
-
-
-def _test(cfg: CfgNode) -> Iterator[str]:
-    test, window = cfg.MODEL.MASK_FORMER.TEST, cfg.TEST.SLIDING_WINDOW
-    if window.ENABLED:
-        if len(window.SIZE) != 2 or not all(isinstance(side, int) and side >= 1 for side in window.SIZE):
-            yield f"TEST.SLIDING_WINDOW.SIZE is {window.SIZE}; it must be height and width in pixels, each an int >= 1"
-        if not 0 <= window.OVERLAP < 1:
-            yield (
-                f"TEST.SLIDING_WINDOW.OVERLAP is {window.OVERLAP}; it must be the share of a window that the next one "
-                "covers again, at least 0 and below 1 (0.5 is usual)"
-            )
-        if test.PANOPTIC_ON or test.INSTANCE_ON:
-            yield (
-                "TEST.SLIDING_WINDOW.ENABLED is True with MODEL.MASK_FORMER.TEST.PANOPTIC_ON or INSTANCE_ON; "
-                "segments cannot be merged across windows, so only SEMANTIC_ON may be True"
-            )
-    if cfg.TEST.AUG.ENABLED and not test.SEMANTIC_ON:
-        yield (
-            "TEST.AUG.ENABLED is True with MODEL.MASK_FORMER.TEST.SEMANTIC_ON False; only semantic scores are averaged"
-        )
+def shown(value: Any) -> str:
+    """`value` as it stands in an error, which a long one does not fill."""
+    line = repr(value)
+    return line if len(line) <= 200 else f"{line[:150]} ... ({len(line)} characters)"

@@ -1,3 +1,4 @@
+import re
 import textwrap
 from pathlib import Path
 
@@ -77,7 +78,7 @@ def test_class_file_is_relative_to_the_yaml_that_names_it(tmp_path):
         (["Q", 3], r"the key Q does not exist; all keys are in fasegr/config/defaults\.py"),
         (["SOLVER.MAX_ITER"], "'SOLVER.MAX_ITER' has no value"),
         (["SOLVER.MAX_ITER", "soon"], "MAX_ITER"),
-        (["MODEL.FASEG.HIGH_RES", 1], "HIGH_RES is a section, not a value; its keys are .*HIGH_RES.ATTENTION"),
+        (["MODEL.FASEG.HIGH_RES", 1], "HIGH_RES is a section, not a value; its keys are ATTENTION, LEVELS"),
     ],
 )
 def test_options_that_do_not_exist(opts, message):
@@ -115,6 +116,47 @@ def test_a_dump_loads_again(tmp_path):
     cfg = fasegr.load_cfg(R50, [*CPU, "SEED", 3])
     again = fasegr.load_cfg(write(tmp_path / "config.yaml", cfg.dump()))
     assert yaml.safe_load(again.dump()) == yaml.safe_load(cfg.dump())
+
+
+def test_keys_of_detectors_are_said_to_mean_nothing_once(tmp_path, caplog):
+    path = write(tmp_path / "detector.yaml", "MODEL: {MASK_ON: True, RPN: {NMS_THRESH: 0.7, IN_FEATURES: [p2]}}\n")
+    fasegr.load_cfg(path, [*CPU, "SOLVER.BIAS_LR_FACTOR", "2", "SOLVER.BASE_LR", "0.1"])
+    (record,) = [record for record in caplog.records if "mean nothing" in record.message]
+    assert record.message.endswith("no effect: MODEL.MASK_ON, MODEL.RPN.IN_FEATURES, SOLVER.BIAS_LR_FACTOR")
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/**/*.yaml")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_shipped_configs_load_silently(path, caplog):
+    fasegr.load_cfg(path, CPU)
+    assert caplog.text == ""
+
+
+def test_an_int_is_taken_for_a_float_and_a_list_for_a_tuple():
+    cfg = fasegr.load_cfg(
+        R50, [*CPU, "SOLVER.WARMUP_FACTOR", "1", "INPUT.MIN_SIZE_TRAIN", "[5]", "SOLVER.BASE_LR", "1e-3"]
+    )
+    assert repr((cfg.SOLVER.WARMUP_FACTOR, cfg.INPUT.MIN_SIZE_TRAIN, cfg.SOLVER.BASE_LR)) == "(1.0, (5,), 0.001)"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(
+            ("SOLVER.BASE_LR", value)
+            for value in ("abc", "", "True", "None", "[0.1]", "1e999", "nan", "{}", "b''", "0x")
+        ),
+        *(
+            ("SOLVER.MAX_ITER", value)
+            for value in ("1.5", "9" * 5000, "0x" + "f" * 9000, "1e3", "--", "(" * 300, "-" * 100000 + "1", "[" * 150)
+        ),
+        *(("DATASETS.TRAIN", value) for value in ("ade20k_sem_seg_train", "(3,)", "('',)", "('a'", "{'a'}")),
+        *(("MODEL.WEIGHTS", value) for value in ("3", "None", "a\nb", "\0")),
+        *(("TEST.AUG.FLIP", value) for value in ("1", "yes", "true")),
+    ],
+)
+def test_options_of_the_wrong_type(key, value):
+    with pytest.raises(ValueError, match=rf"{re.escape(key)} is .{{1,250}}; it must be"):
+        fasegr.load_cfg(R50, [*CPU, key, value])
 
 
 def test_missing_gpu_is_said_and_the_cpu_used(monkeypatch, caplog):

@@ -1,12 +1,12 @@
 import pytest
 
-from fasegr.config.validate import CHOICES
+from fasegr.config.validate import KEYS
 from fasegr.data.augmentation import LargeScaleJitter
 from fasegr.data.dataset_mappers import TRAINING_MAPPERS, InstanceMapper, PanopticMapper, SemanticMapper, build_mapper
 
 
 def test_the_config_allows_what_there_is():
-    assert set(CHOICES["INPUT.DATASET_MAPPER_NAME"]) == set(TRAINING_MAPPERS)
+    assert set(KEYS["INPUT.DATASET_MAPPER_NAME"].choices) == set(TRAINING_MAPPERS)
 
 
 @pytest.mark.parametrize(
