@@ -9,7 +9,6 @@ Pillow. May be interrupted and run again: label maps that exist are kept. Exit c
 is nothing to do.
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -21,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need 
 from preparation import Job, run
 
 from fasegr.data.datasets.cityscapes import DOWNLOAD, EXPECTED, IGNORE, IMAGE_ENDING, LABEL_ENDING, LABELS
+from fasegr.data.datasets.coco_file import read_json
 from fasegr.data.datasets.root import datasets_root, where_datasets_are
 from fasegr.data.image_io import BadFile, read_label
 
@@ -45,7 +45,7 @@ def map_label_ids(path: Path) -> np.ndarray:
 def draw_polygons(path: Path) -> np.ndarray:
     """Later objects cover earlier ones, also those that are not a class: their pixels become 255."""
     try:
-        annotation = json.loads(path.read_text(encoding="utf-8"))
+        annotation = read_json(path)
         canvas = Image.new("L", (annotation["imgWidth"], annotation["imgHeight"]), IGNORE)
         pencil = ImageDraw.Draw(canvas)
         for item in annotation["objects"]:
@@ -55,10 +55,12 @@ def draw_polygons(path: Path) -> np.ndarray:
             if item.get("deleted"):
                 continue
             if label is None:
-                raise BadFile(f"{path}: an object is labelled {name!r}, which is not a label of Cityscapes")
+                raise BadFile(f"an object is labelled {name!r}, which is not a label of Cityscapes")
             if label.id >= 0:
                 pencil.polygon([(x, y) for x, y in item["polygon"]], fill=label.train_id)
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+    except BadFile as error:
+        raise BadFile(f"{path}: {error}") from error
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, MemoryError) as error:
         raise BadFile(f"{path}: is not a Cityscapes annotation ({type(error).__name__}: {error})") from error
     return np.array(canvas)
 

@@ -1,5 +1,10 @@
 """Reading images and label maps in all the formats that datasets have."""
 
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +14,7 @@ from torchvision.io import decode_png
 
 __all__ = [
     "BadFile",
+    "check_image_size",
     "check_label_size",
     "check_label_values",
     "decode",
@@ -30,47 +36,96 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_PNG_ORIENTATION = (b"eXIf", b"Raw profile type", b"com.adobe.xmp")  # where a PNG says it; Pillow decodes all to tell
+_PNG_ORIENTATION = (b"eXIf", b"Raw profile type", b"com.adobe.xmp")  # where a PNG says it
 _SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange height and width
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # "I": what some versions of Pillow open 16-bit PNGs as
 _SCALED_GREYS = ("1", "L;2", "L;4")  # PNGs of less than 8 bits, whose values every reader stretches to 0..255
+# Whatever a file is called, Pillow looks at its bytes, and knows formats that start other programs (EPS).
+_FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000")
+_READERS_RAISE = (  # for damaged files
+    *(OSError, SyntaxError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError),
+    *(EOFError, MemoryError, RuntimeError, struct.error, zlib.error),
+)
+_DAMAGED = "the image data is damaged or cut short"
+_STORED_SIDEWAYS = ". The image may be stored on its side, with a note in its EXIF data: label it as viewers show it"
 
 
 class BadFile(ValueError):
     """A file that cannot be used; the message names it and says what was expected."""
 
 
+@contextmanager
+def _named(path: str | Path, problem: str, remedy: str) -> Iterator[None]:
+    """Makes what Pillow and libpng raise for a bad file a BadFile that names it."""
+    try:
+        yield
+    except BadFile:
+        raise
+    except Image.DecompressionBombError as error:
+        raise BadFile(f"{path}: {error}; cut it into smaller images") from error
+    except _READERS_RAISE as error:
+        raise BadFile(f"{path}: {problem} ({str(error) or type(error).__name__}); {remedy}") from error
+
+
 def open_file(path: str | Path) -> Image.Image:
     """An image of which only the header is read."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: there is no such file")
-    try:
-        return Image.open(path)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise BadFile(f"{path}: cannot be read as an image ({error})") from error
+    with _named(path, "cannot be read as an image", f"expected one of {', '.join(_FORMATS)}"):
+        return Image.open(path, formats=_FORMATS)
 
 
 def decode(image: Image.Image, path: str | Path) -> Image.Image:
     """`image`, of `open_file`, with its pixels."""
-    try:
+    with _named(path, _DAMAGED, "restore the file"):
         image.load()
-    except (OSError, SyntaxError, ValueError) as error:
-        raise BadFile(f"{path}: the image data is damaged or cut short ({error}); restore the file") from error
     return image
 
 
 def _orientation(image: Image.Image) -> int:
     try:
-        return image.getexif().get(_ORIENTATION, 1)
-    except (SyntaxError, ValueError, KeyError):
+        return Image.Image.getexif(image).get(_ORIENTATION, 1)  # that of a PNG would decode it
+    except _READERS_RAISE:
         return 1  # damaged EXIF says nothing about the pixels; the image is assumed to be upright
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """(height, width) of the upright image, read from the header."""
+    """(height, width) of the upright image, read from the header. Raises as `open_image` for a file without one, and
+    for a PNG that is cut short."""
     with open_file(path) as image:
         width, height = image.size
+        if image.format == "TIFF":
+            return height, width  # Pillow has looked at the orientation
+        if image.format == "PNG" and _turned_after_pixels(path):
+            decode(image, path)
         return (width, height) if _orientation(image) in _SIDEWAYS else (height, width)
+
+
+def _turned_after_pixels(path: str | Path) -> bool:
+    """Whether a PNG says how the camera was held after its pixels, as ImageMagick writes it, where Pillow finds it only
+    by decoding them. Only the first bytes of its chunks are read. Raises BadFile if it ends amid its pixels."""
+    with open(path, "rb", buffering=0) as file:
+        end, position, in_pixels = os.fstat(file.fileno()).st_size, 8, False
+        while position < end:
+            start = os.pread(file.fileno(), 32, position)
+            kind = start[4:8]
+            if in_pixels and kind != b"IDAT" and any(word in start for word in _PNG_ORIENTATION):
+                return True
+            in_pixels |= kind == b"IDAT"
+            position += 12 + int.from_bytes(start[:4], "big")
+            if kind == b"IDAT" and position > end:
+                raise BadFile(f"{path}: {_DAMAGED} ({end} bytes, expected {position} or more); restore the file")
+    return False
+
+
+def check_image_size(path: str | Path, size: tuple[int, int], stated: tuple[int, int]) -> None:
+    """Raises BadFile if an image is not of the size that its annotations state; sizes: (height, width), upright."""
+    if tuple(size) == tuple(stated):
+        return
+    raise BadFile(
+        f"{path}: is {size[1]} x {size[0]} (width x height), but its annotations are for {stated[1]} x {stated[0]}; "
+        f"images and annotations must be of one release{_STORED_SIDEWAYS if tuple(size) == tuple(stated)[::-1] else ''}"
+    )
 
 
 def open_image(path: str | Path) -> Image.Image:
@@ -93,10 +148,8 @@ def open_image(path: str | Path) -> Image.Image:
         elif image.mode == "F":
             raise BadFile(f"{path}: holds floating-point values; expected 8 or 16 bits a channel")
         if image.mode != "RGB":  # which `convert` would copy
-            try:
+            with _named(path, f"colours of mode {image.mode} cannot be converted to RGB", "save it as RGB"):
                 image = image.convert("RGB")
-            except ValueError as error:
-                raise BadFile(f"{path}: colours of mode {image.mode} cannot be converted to RGB") from error
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
@@ -119,10 +172,8 @@ def read_png(path: str | Path) -> np.ndarray | None:
     data = Path(path).read_bytes()
     if any(word in data for word in _PNG_ORIENTATION):
         return None
-    try:
+    with _named(path, _DAMAGED, "restore the file"):
         pixels = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8))
-    except RuntimeError as error:
-        raise BadFile(f"{path}: the image data is damaged or cut short ({error}); restore the file") from error
     return pixels.permute(1, 2, 0).contiguous().numpy()
 
 
@@ -146,8 +197,11 @@ def _open_label(path: str | Path) -> Image.Image:
 
 
 def label_size(path: str | Path) -> tuple[int, int]:
-    """(height, width) of a label map, read from the header. Raises as `read_label` for a wrong kind of file."""
+    """(height, width) of a label map, read from the header. Raises as `read_label` for a wrong kind of file, and for a
+    PNG that is cut short."""
     with _open_label(path) as image:
+        if image.format == "PNG":
+            _turned_after_pixels(path)
         return image.height, image.width
 
 
@@ -175,9 +229,7 @@ def check_label_size(
         f"{label_path}: is {label_size[1]} x {label_size[0]} (width x height), but its image {image_path} "
         f"is {image_size[1]} x {image_size[0]}; every pixel of the image needs its label"
     )
-    if tuple(label_size) == tuple(image_size)[::-1]:
-        message += ". The image may be stored on its side, with a note in its EXIF data: label it as viewers show it"
-    raise BadFile(message)
+    raise BadFile(message + (_STORED_SIDEWAYS if tuple(label_size) == tuple(image_size)[::-1] else ""))
 
 
 def check_label_values(labels: np.ndarray, num_classes: int, ignore_label: int, path: str | Path) -> None:

@@ -1,5 +1,6 @@
 """Masks of objects from COCO's two kinds of segmentation: polygons and run-length codes (RLE)."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,74 @@ from pycocotools import mask as coco_mask
 from fasegr.data.image_io import BadFile
 from fasegr.data.transform import Box, resize_label
 
-__all__ = ["window_mask"]
+__all__ = ["usable_segmentation", "window_mask"]
+
+_REACH = 10  # image sizes by which a corner may lie outside; pycocotools walks along every edge
+
+Segmentation = list[list[float]] | dict[str, Any]
+
+
+def usable_segmentation(segmentation: Any, size: tuple[int, int]) -> Segmentation | None:
+    """`segmentation`, of an image of `size` (height, width), without polygons of fewer than three corners; None where
+    nothing is left.
+
+    Raises BadFile saying what is wrong with one that pycocotools would draw wrongly, or on which it would not return.
+    """
+    if not segmentation:
+        return None
+    if isinstance(segmentation, list):
+        return [polygon for polygon in segmentation if _encloses(polygon, size)] or None
+    if not isinstance(segmentation, dict) or {"size", "counts"} - set(segmentation):
+        raise BadFile(f"a segmentation is a {type(segmentation).__name__}; expected polygons or a run-length code")
+    if not isinstance(segmentation["size"], list | tuple) or tuple(segmentation["size"]) != tuple(size):
+        raise BadFile(f"a run-length code has the size {segmentation['size']!r:.60} in an image of {list(size)}")
+    try:
+        counts = _run_lengths(segmentation["counts"])
+    except (TypeError, ValueError, OverflowError):
+        raise BadFile("a run-length code has 'counts' that are neither numbers nor COCO's compressed text") from None
+    pixels, low, high = size[0] * size[1], counts.min(initial=0), counts.max(initial=0)
+    if low < 0 or high > pixels or counts.sum() != pixels:
+        raise BadFile(
+            f"a run-length code has runs of {counts.sum()} pixels, of {low} to {high} each; its image has "
+            f"{size[0]} x {size[1]} = {pixels}"
+        )
+    return {"size": list(size), "counts": segmentation["counts"]}
+
+
+def _encloses(polygon: Any, size: tuple[int, int]) -> bool:
+    if not isinstance(polygon, list):
+        raise BadFile(f"has {polygon!r:.60} for a polygon; expected a list of polygons [[x, y, x, y, ...], ...]")
+    try:
+        low, high = (min(polygon), max(polygon)) if math.isfinite(sum(polygon)) else (-math.inf, math.inf)
+    except (TypeError, OverflowError):
+        raise BadFile(f"has the polygon {polygon!r:.60}; expected numbers [x, y, x, y, ...]") from None
+    reach = _REACH * max(size)
+    if polygon and not (-reach <= low and high <= reach):
+        raise BadFile(f"has a polygon with corners at {low} and {high}, far from its image of {size[0]} x {size[1]}")
+    return len(polygon) >= 6 and len(polygon) % 2 == 0
+
+
+def _run_lengths(counts: list | str | bytes) -> np.ndarray:
+    """The lengths of the runs, int64, of either form of a code."""
+    if isinstance(counts, list):
+        if not all(type(count) is int for count in counts):
+            raise TypeError
+        return np.array(counts, np.int64)
+    # As pycocotools' rleFrString: five bits a character, low ones first, the sign in the last; from the fourth on the
+    # difference to the run before the last.
+    text = np.frombuffer(counts.encode("ascii") if isinstance(counts, str) else counts, np.uint8).astype(np.int64) - 48
+    last = text & 32 == 0
+    ends = np.flatnonzero(last)
+    lengths = np.diff(ends, prepend=-1)
+    if not len(text) or text.min() < 0 or text.max() > 63 or not last[-1] or lengths.max() > 7:
+        raise ValueError
+    starts = ends - lengths + 1
+    place = np.arange(len(text)) - np.repeat(starts, lengths)
+    values = np.add.reduceat((text & 31) << (5 * place), starts)
+    values -= (text[ends] >> 4 & 1) << (5 * lengths)
+    for first in (1, 2):
+        values[first::2] = np.cumsum(values[first::2])
+    return values
 
 
 def window_mask(segmentation: Any, original: tuple[int, int], size: tuple[int, int], box: Box) -> np.ndarray:
@@ -19,12 +87,9 @@ def window_mask(segmentation: Any, original: tuple[int, int], size: tuple[int, i
     pycocotools at the new size; a code is decoded and each pixel takes the value under its centre. Sizes are (height,
     width). Returns bool (box.height, box.width). Raises BadFile saying what is wrong with the segmentation.
     """
-    if isinstance(segmentation, list):
-        return _polygon_mask(segmentation, (size[1] / original[1], size[0] / original[0]), box)
-    if not isinstance(segmentation, dict) or {"size", "counts"} - set(segmentation):
-        raise BadFile(f"a segmentation is a {type(segmentation).__name__}; expected polygons or a run-length code")
-    if tuple(segmentation["size"]) != tuple(original):
-        raise BadFile(f"a run-length code has the size {segmentation['size']} in an image of {list(original)}")
+    segmentation = usable_segmentation(segmentation, original)
+    if not isinstance(segmentation, dict):
+        return _polygon_mask(segmentation or [], (size[1] / original[1], size[0] / original[0]), box)
     code = segmentation
     if isinstance(code["counts"], list):
         code = coco_mask.frPyObjects(code, *code["size"])

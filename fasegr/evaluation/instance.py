@@ -15,6 +15,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tabulate import tabulate
 
+from fasegr.data.datasets.coco_file import read_instances
+from fasegr.data.image_io import check_image_size
 from fasegr.evaluation.confusion_matrix import nanmean
 from fasegr.evaluation.evaluator import Evaluator
 from fasegr.evaluation.prediction_files import encode_masks
@@ -55,7 +57,7 @@ class InstanceEvaluator(Evaluator):
         self._dataset_ids: dict[int, int] = {contiguous: dataset for dataset, contiguous in sorted(ids.items())}
         self.class_names = _thing_names(self.metadata.thing_classes, sorted(self._dataset_ids))
         if self._is_main:
-            self._ground_truth = _read_annotations(os.fspath(json_file))
+            self._ground_truth = _read_annotations(dataset_name, os.fspath(json_file), ids)
             listed = set(self._ground_truth.getImgIds())
             if unknown := {record["image_id"] for record in self._records.values()} - listed:
                 raise ValueError(
@@ -74,6 +76,9 @@ class InstanceEvaluator(Evaluator):
                 f"{self.dataset_name} has {len(self.class_names)} classes of objects ({min(self.class_names)}.."
                 f"{max(self.class_names)}); evaluate a model of these classes"
             )
+        if classes:
+            size = tuple(instances.pred_masks.shape[-2:])
+            check_image_size(record["file_name"], size, (record["height"], record["width"]))
         codes = encode_masks(instances.pred_masks)
         self._predictions += [
             {"image_id": record["image_id"], "category_id": self._dataset_ids[c], "segmentation": code, "score": score}
@@ -112,12 +117,20 @@ def _thing_names(names: Sequence[str], things: Sequence[int]) -> dict[int, str]:
     return dict(zip(things, names if len(names) == len(things) else (names[c] for c in things), strict=True))
 
 
-def _read_annotations(json_file: str) -> COCO:
-    """With defaults for what COCOeval reads and a user's own file may lack."""
+def _read_annotations(name: str, json_file: str, categories: Mapping[int, int]) -> COCO:
+    """What COCOeval reads, without objects that have no outline, which training leaves out too."""
+    images, annotations = read_instances(name, json_file, categories)
+    ground_truth = COCO()
+    ground_truth.dataset = {"images": list(images.values()), "categories": [{"id": number} for number in categories]}
+    if annotations is not None:
+        ground_truth.dataset["annotations"] = [
+            # numbered anew: of two with one id COCOeval sees one, and 0 means "unmatched" to it
+            {**annotation, "id": number}
+            for number, annotation in enumerate((a for a in annotations if a["segmentation"] is not None), start=1)
+        ]
     with contextlib.redirect_stdout(io.StringIO()):
-        ground_truth = COCO(json_file)
+        ground_truth.createIndex()
     for annotation in ground_truth.dataset.get("annotations", ()):
-        annotation.setdefault("iscrowd", 0)
         if "area" not in annotation:
             annotation["area"] = float(coco_mask.area(ground_truth.annToRLE(annotation)))
     return ground_truth

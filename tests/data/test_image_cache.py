@@ -1,10 +1,13 @@
 import os
+import re
+import shutil
 from multiprocessing import get_context
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from fasegr.data.dataset_mappers import build_mapper
 from fasegr.data.image_cache import ImageCache, load_image
 from fasegr.data.transform import Box, height_and_width, resize_image
 
@@ -80,19 +83,94 @@ def test_what_cannot_be_decoded_leaves_nothing(tmp_path):
 def test_a_folder_that_cannot_be_made_names_the_key(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"INPUT\.CACHE"):
-        ImageCache(tmp_path / "file")
+        ImageCache(tmp_path / "file").make_folder()
 
 
-def test_a_folder_that_takes_nothing_more_names_the_key(tmp_path, monkeypatch):
-    cache = ImageCache(tmp_path / "cache")
-
-    def full(*args, **kwargs):
+def full(folder, monkeypatch):
+    def save(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(np, "save", full)
-    with pytest.raises(OSError, match=r"INPUT\.CACHE.*No space left"):
-        cache.get(source(tmp_path), lambda: np.zeros(3))
-    assert not [f for f in (tmp_path / "cache").rglob("*") if f.is_file()]
+    monkeypatch.setattr(np, "save", save)
+
+
+def deleted(folder, monkeypatch):
+    shutil.rmtree(folder)
+
+
+def a_file(folder, monkeypatch):
+    shutil.rmtree(folder)
+    folder.write_text("")
+
+
+def full_of_folders(folder, monkeypatch):
+    for entry in [f for f in folder.rglob("*") if f.is_file()]:
+        entry.unlink()
+        (entry / "more").mkdir(parents=True)
+
+
+def a_file_inside(folder, monkeypatch):
+    shutil.rmtree(folder)
+    folder.mkdir()
+    for i in range(256):
+        (folder / f"{i:02x}").write_text("")
+
+
+def a_broken_link(folder, monkeypatch):
+    shutil.rmtree(folder)
+    folder.symlink_to("nowhere")
+
+
+@pytest.mark.parametrize("happens", [full, deleted, a_file, full_of_folders, a_file_inside, a_broken_link])
+def test_a_cache_that_is_lost_ends_nothing(tmp_path, monkeypatch, caplog, happens):
+    """What was in it is decoded, what was not too, with one warning at most."""
+    cache = ImageCache(tmp_path / "cache")
+    files = [tmp_path / f"{i}.png" for i in range(3)]
+    for file in files:
+        file.write_text(file.name)
+    first = cache.get(files[0], lambda: np.ones(3, np.uint8))
+    happens(tmp_path / "cache", monkeypatch)
+    for _ in range(2):
+        for i, file in enumerate(files):
+            got = cache.get(file, lambda i=i: np.full(3, i + 1, np.uint8))
+            np.testing.assert_array_equal(got, [i + 1] * 3)
+    np.testing.assert_array_equal(first, [1, 1, 1])  # that is in use
+    warnings = [record.getMessage() for record in caplog.records]
+    if happens is deleted:
+        assert not warnings and len(list((tmp_path / "cache").rglob("*.npy"))) == 3  # it has filled again
+    else:
+        assert len(warnings) == 1 and re.search(r"INPUT\.CACHE .* cannot be used \(.*decoded", warnings[0]), warnings
+
+
+def test_a_mapper_for_testing_needs_no_folder(tmp_path, cfg):
+    """An evaluation in a training whose cache has been lost; the training itself would not have begun."""
+    (tmp_path / "file").write_text("")
+    cfg.INPUT.CACHE = str(tmp_path / "file")
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    sample = build_mapper(cfg, is_train=False)({"file_name": str(tmp_path / "a.png")})
+    assert sample["image"].shape[0] == 3
+    with pytest.raises(OSError, match=r"INPUT\.CACHE"):
+        build_mapper(cfg, is_train=True)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_damaged_entry_is_made_again(tmp_path, seed):
+    """Bytes of its header changed, and anything after its end; a header that was read as another array is found."""
+    rng = np.random.default_rng(seed)
+    cache, path = ImageCache(tmp_path / "cache"), source(tmp_path)
+    array = rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    cache.get(path, lambda: array)
+    [entry] = (f for f in (tmp_path / "cache").rglob("*") if f.is_file())
+    data = bytearray(entry.read_bytes())
+    if seed == 0:
+        data += b"more"
+    elif seed == 1:
+        data[:4] = b"PK\3\4"
+    else:
+        data[rng.integers(10 if seed % 2 else 60)] = rng.integers(256)
+    entry.write_bytes(data)
+    got = cache.get(path, lambda: array)
+    np.testing.assert_array_equal(got, array)
+    assert got.dtype == np.uint8
 
 
 @pytest.mark.parametrize("seed", range(12))

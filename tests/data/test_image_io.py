@@ -1,6 +1,8 @@
+import zlib
+
 import numpy as np
 import pytest
-from PIL import Image, ImageCms, PngImagePlugin
+from PIL import Image, ImageCms, ImageFile, ImageOps, PngImagePlugin
 
 from fasegr.data.image_io import (
     BadFile,
@@ -58,18 +60,76 @@ def test_palette_bilevel_and_cmyk(tmp_path):
     assert read_image(tmp_path / "c.jpg").shape == (6, 9, 3)
 
 
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation(tmp_path, orientation):
-    from PIL import ImageOps
-
+def test_exif_orientation(tmp_path, orientation, suffix):
     image = Image.fromarray(COLOUR)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    image.save(tmp_path / "a.png", exif=exif)
-    with Image.open(tmp_path / "a.png") as opened:
+    path = tmp_path / f"a.{suffix}"
+    image.save(path, exif=exif)
+    with Image.open(path) as opened:
+        opened.load()  # which turns a TIFF
         expected = np.asarray(ImageOps.exif_transpose(opened))
-    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), expected)
-    assert image_size(tmp_path / "a.png") == expected.shape[:2]
+    np.testing.assert_array_equal(read_image(path), expected)
+    assert image_size(path) == expected.shape[:2] == ((9, 6) if orientation > 4 else (6, 9))
+
+
+@pytest.mark.parametrize("chunk", ["eXIf", "Raw profile type exif", "XML:com.adobe.xmp"])
+def test_orientation_after_the_pixels(tmp_path, chunk):
+    """As ImageMagick writes it."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = exif.tobytes().removeprefix(b"Exif\0\0")
+    bodies = {
+        "eXIf": (b"eXIf", data),
+        "Raw profile type exif": (
+            b"zTXt",
+            b"Raw profile type exif\0\0" + zlib.compress(b"\nexif\n9\n" + data.hex().encode()),
+        ),
+        "XML:com.adobe.xmp": (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + b'<x tiff:Orientation="6"/>'),
+    }
+    kind, body = bodies[chunk]
+    Image.fromarray(COLOUR).save(tmp_path / "a.png")
+    whole = (tmp_path / "a.png").read_bytes()
+    late = len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+    (tmp_path / "a.png").write_bytes(whole[:-12] + late + whole[-12:])
+    assert image_size(tmp_path / "a.png") == (9, 6)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.rot90(COLOUR, -1))
+
+
+def test_sizes_are_read_from_headers(tmp_path, monkeypatch):
+    """Of large images, without their pixels."""
+
+    def decoded(*args):
+        raise AssertionError("pixels were read")
+
+    image = Image.fromarray(COLOUR)
+    for suffix in ("png", "jpg", "tif", "webp", "bmp"):
+        image.save(tmp_path / f"a.{suffix}")
+    monkeypatch.setattr(ImageFile.ImageFile, "load", decoded)
+    for path in tmp_path.iterdir():
+        assert image_size(path) == (6, 9), path
+
+
+def test_programs_are_not_run(tmp_path):
+    """Pillow would start Ghostscript for what is in this file, whatever its name."""
+    (tmp_path / "a.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n")
+    for read in (read_image, image_size, read_label):
+        with pytest.raises(BadFile, match=r"a\.png: cannot be read as an image .* expected one of PNG, JPEG"):
+            read(tmp_path / "a.png")
+
+
+def test_a_size_that_no_memory_holds(tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(COLOUR).save(path)
+    data = bytearray(path.read_bytes())
+    data[16:24] = (60000).to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    path.write_bytes(data)
+    for read in (read_image, image_size, read_label):
+        with pytest.raises(BadFile, match=r"a\.png: Image size \(3600000000 pixels\).* cut it into smaller images"):
+            read(path)
 
 
 def test_pngs_of_8_bit_rgb_are_read_by_libpng(tmp_path):
@@ -124,7 +184,7 @@ def test_truncated_files_are_named(tmp_path, suffix):
     path = tmp_path / f"cut.{suffix}"
     Image.fromarray(RNG.integers(0, 256, (64, 64), dtype=np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:1500])
-    for read in (read_image, read_label):
+    for read in (read_image, read_label, *([image_size] if suffix == "png" else [])):
         with pytest.raises(BadFile, match=f"cut.{suffix}: the image data is damaged or cut short"):
             read(path)
 

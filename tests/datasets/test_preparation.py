@@ -56,7 +56,7 @@ def test_a_bad_file_does_not_stop_the_rest(jobs):
 def test_nothing_is_left_of_a_failure_to_write(jobs, monkeypatch):
     def full(self, file, format):
         file.write(b"half a file")
-        raise OSError("no space left on device")
+        raise OSError(28, "no space left on device")
 
     monkeypatch.setattr(Image.Image, "save", full)
     with pytest.raises(OSError, match="no space"):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from fasegr.data.datasets.cityscapes import register_cityscapes
-from fasegr.data.image_io import read_label
+from fasegr.data.image_io import BadFile, read_label
 from tests.data.catalogs import CITYSCAPES, without
 from tests.data.cityscapes_tree import write_cityscapes
 from tests.datasets.oracle import evaluate
@@ -112,7 +112,26 @@ def test_bad_files_are_named(program, tmp_path, capsys):
     assert f"{train[1]}: is 96 x 40" in err
     assert f"{val[0]}: an object is labelled 'unicorn'" in err
     assert f"{val[1]}: is not a Cityscapes annotation (KeyError: 'imgWidth')" in err
-    assert f"{val[2]}: is not a Cityscapes annotation (JSONDecodeError" in err
+    assert f"{val[2]}: is not valid JSON" in err
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("[]", "[" * 100_000, '{"imgWidth": 1e400}', '{"imgWidth": -3, "imgHeight": 3, "objects": []}'),
+        '{"imgWidth": 1000000000, "imgHeight": 1000000000, "objects": []}',
+        *(
+            json.dumps({"imgWidth": 96, "imgHeight": 48, "objects": [{"label": "road", "polygon": polygon}]})
+            for polygon in ([], [[1, 2]], [[1], [2]], [["1", "2"]] * 3, 7, [[10**400, 1]] * 3, None)
+        ),
+        *(json.dumps({"imgWidth": 96, "imgHeight": 48, "objects": objects}) for objects in (3, [3], [{"label": [1]}])),
+    ],
+)
+def test_bad_polygons_are_named(program, tmp_path, content):
+    path = tmp_path / "a.json"
+    path.write_text(content)
+    with pytest.raises(BadFile, match=r"a\.json: is not"):
+        program.draw_polygons(path)
 
 
 def test_annotations_without_images(program, tmp_path, capsys):

@@ -181,6 +181,45 @@ def test_polygons_with_only_the_required_fields(tmp_path):
     )
 
 
+def change(case, new):
+    """Of each object in the file, the fields that `new(i, object)` returns."""
+    path = case.root / "instances.json"
+    content = json.loads(path.read_text())
+    content["annotations"] = [{**a, **new(i, a)} for i, a in enumerate(content["annotations"])]
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("new", [lambda i, a: {"id": i}, lambda i, a: {"id": 1}, lambda i, a: {"id": None}])
+def test_ids_of_objects_do_not_matter(case, new):
+    """COCOeval takes 0 for "unmatched", and of two with one id sees one."""
+    change(case, new)
+    assert evaluate(case, perfect(case))["segm"]["AP"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize("nothing", [None, [], [[1, 2, 3, 4]]])
+def test_objects_without_an_outline_are_left_out(case, nothing):
+    change(case, lambda i, a: {"segmentation": nothing} if i == 0 else {})
+    assert evaluate(case, perfect(case))["segm"]["AP50"] > 80
+    change(case, lambda i, a: {"segmentation": nothing})
+    with pytest.raises(ValueError, match=r"instances\.json: none of its .* objects has an outline"):
+        InstanceEvaluator(case.panoptic)  # whose own records are good
+
+
+def test_run_lengths_on_which_pycocotools_would_not_return(case):
+    change(case, lambda i, a: {"segmentation": {**a["segmentation"], "counts": [300, 50]}} if i == 2 else {})
+    with pytest.raises(ValueError, match=r"instances\.json: annotations\[2\] .* has runs of 350 pixels"):
+        InstanceEvaluator(case.panoptic)
+
+
+def test_predictions_of_another_size_than_the_file_states(case):
+    """The image was resized or turned after it was annotated: its objects would all count as missed."""
+    (output,) = perfect(case)[:1]
+    found = output["instances"]
+    turned = Instances(found.scores, found.pred_classes, found.pred_masks.transpose(1, 2).contiguous())
+    with pytest.raises(ValueError, match=r"0\.jpg: is .* but its annotations are for .* EXIF"):
+        InstanceEvaluator(case.instances).process(case.inputs(slice(1)), [{"instances": turned}])
+
+
 def test_on_a_panoptic_dataset(case):
     """Things and stuff share a numbering there."""
     outputs = case.instance_outputs()

@@ -28,6 +28,8 @@ def build_mapper(cfg: CfgNode, is_train: bool) -> TrainingMapper | InferenceMapp
     cache = ImageCache(given.CACHE) if given.CACHE else None
     if not is_train:
         return InferenceMapper(ResizeShortestEdge(given.MIN_SIZE_TEST, given.MAX_SIZE_TEST), cache)
+    if cache:
+        cache.make_folder()
     mapper, jitter = TRAINING_MAPPERS[given.DATASET_MAPPER_NAME]
     if jitter:
         augmentation = LargeScaleJitter(given.IMAGE_SIZE, given.MIN_SCALE, given.MAX_SCALE, given.RANDOM_FLIP)

@@ -9,7 +9,7 @@ import torch
 
 from fasegr.data.augmentation import LargeScaleJitter, ResizeCropFlip, ResizeShortestEdge
 from fasegr.data.image_cache import ImageCache, load_image
-from fasegr.data.image_io import BadFile
+from fasegr.data.image_io import BadFile, check_image_size
 from fasegr.data.transform import Transform, channels_first, height_and_width, resize_image
 
 __all__ = ["InferenceMapper", "TrainingMapper"]
@@ -43,12 +43,7 @@ class TrainingMapper:
             rng = np.random.default_rng(np.random.randint(2**31))
         image = load_image(record["file_name"], self.cache)
         height, width = size = height_and_width(image)
-        stated = (record.get("height", height), record.get("width", width))
-        if stated != size:
-            raise BadFile(
-                f"{record['file_name']}: is {width} x {height} (width x height), but its annotations are for "
-                f"{stated[1]} x {stated[0]}; images and annotations must be of one release"
-            )
+        check_image_size(record["file_name"], size, stated_size(record, size))
         record = {**record, "height": height, "width": width}
         annotation = self.read_annotation(record)
         sem_seg = self.sem_seg(annotation) if self.augmentation.needs_sem_seg else None
@@ -75,7 +70,7 @@ class TrainingMapper:
 
 
 class InferenceMapper:
-    """Reads one image and resizes its shorter side; annotations are not read."""
+    """Reads one image and resizes its shorter side; of annotations, only the size is looked at."""
 
     def __init__(self, resize: ResizeShortestEdge, cache: ImageCache | None = None):
         self.resize, self.cache = resize, cache
@@ -85,11 +80,17 @@ class InferenceMapper:
         (uint8, 3 x H x W, RGB)."""
         image = load_image(record["file_name"], self.cache)
         height, width = size = height_and_width(image)
+        check_image_size(record["file_name"], size, stated_size(record, size))
         resized = resize_image(image, self.resize.output_size(size))
         return {
             **_identity({**record, "height": height, "width": width}),
             "image": torch.from_numpy(channels_first(resized)),
         }
+
+
+def stated_size(record: dict, size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) that the record states, or `size`."""
+    return record.get("height", size[0]), record.get("width", size[1])
 
 
 def _identity(record: dict) -> dict:

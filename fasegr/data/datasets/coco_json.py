@@ -10,7 +10,6 @@ a prediction.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections import Counter, defaultdict
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fasegr.d2 import DatasetCatalog, MetadataCatalog
+from fasegr.data.datasets.coco_file import check_exists, files_inside, read_instances, read_json, read_segments
 from fasegr.data.datasets.root import where_datasets_are
 from fasegr.data.image_io import BadFile
 
@@ -65,20 +65,32 @@ def read_categories(path: str | os.PathLike) -> list[Category]:
             f"an annotation file or only its 'categories'. {where_datasets_are()}"
         )
     try:
-        content = json.loads(path.read_bytes())
-        entries = content["categories"] if isinstance(content, dict) else content
-        categories = [
-            Category(c["id"], c["name"], bool(c.get("isthing", 1)), tuple(c["color"]) if "color" in c else None)
-            for c in sorted(entries, key=lambda entry: entry["id"])
-        ]
-    except (ValueError, TypeError, KeyError) as error:
+        content = read_json(path)
+    except BadFile as error:
+        raise BadFile(f"{path} {error}") from error
+    entries = content.get("categories") if isinstance(content, dict) else content
+    # What is in the file is not quoted: a config from strangers may name any file of this machine.
+    if not isinstance(entries, list) or not all(map(_is_category, entries)):
         raise BadFile(
-            f"{path}: cannot be read as categories ({type(error).__name__}: {error}); expected a JSON list of "
-            "objects with 'id' and 'name', or an object that has it as 'categories'"
-        ) from error
+            f"{path}: cannot be read as categories; expected a JSON list of objects with 'id', an integer, and 'name', "
+            "text, or an object that has it as 'categories'; 'isthing' may be 0 or 1, and 'color' three of 0..255"
+        )
+    categories = [
+        Category(c["id"], c["name"], bool(c.get("isthing", 1)), tuple(c["color"]) if c.get("color") else None)
+        for c in sorted(entries, key=lambda entry: entry["id"])
+    ]
     if not categories or len({category.id for category in categories}) < len(categories):
         raise BadFile(f"{path}: has {len(categories)} categories; expected one or more with different ids")
     return categories
+
+
+def _is_category(entry: Any) -> bool:
+    if not isinstance(entry, dict) or type(entry.get("id")) is not int or not isinstance(entry.get("name"), str):
+        return False
+    colour = entry.get("color") or [0, 0, 0]
+    if not isinstance(colour, list) or not all(type(level) is int and 0 <= level < 256 for level in colour):
+        return False
+    return len(colour) == 3 and entry.get("isthing", 1) in (0, 1)
 
 
 def _colours(kind: str, categories: Sequence[Category]) -> dict[str, list]:
@@ -118,53 +130,6 @@ def panoptic_metadata(categories: Sequence[Category]) -> dict[str, Any]:
 # reading
 
 
-def _check_file(name: str, what: str, path: str | os.PathLike, source: str) -> None:
-    if not Path(path).is_file():
-        raise FileNotFoundError(
-            f"dataset {name}: no {what} {os.fspath(path)} (from {Path.cwd()}). {source}{where_datasets_are()}"
-        )
-
-
-def _read_json(name: str, path: str | os.PathLike, source: str) -> tuple[list[dict], list[dict]]:
-    """The "images" and "annotations" of a file."""
-    _check_file(name, "file", path, source)
-    try:
-        content = json.loads(Path(path).read_bytes())
-    except ValueError as error:  # also bytes that are no text
-        raise BadFile(f"dataset {name}: {path} is not valid JSON ({error}); get the file again") from error
-    if not isinstance(content, dict) or not isinstance(content.get("images"), list) or not content["images"]:
-        raise BadFile(f"dataset {name}: {path} lists no images; expected COCO's format, an object with 'images'")
-    for image in content["images"]:
-        _require(("id", "file_name", "height", "width"), image, "an image", name, path)
-    return content["images"], content.get("annotations", [])
-
-
-def _require(keys: tuple[str, ...], item: dict, what: str, name: str, path: str | os.PathLike) -> None:
-    missing = [key for key in keys if key not in item]
-    if missing:
-        raise BadFile(
-            f"dataset {name}: {os.fspath(path)}: {what} has {', '.join(sorted(item))} and no {' or '.join(missing)}; "
-            "instances and panoptic segments are in files of their own formats"
-        )
-
-
-def _class_of(annotation: dict, ids: dict[int, int], name: str, path: str | os.PathLike) -> int:
-    category = annotation.get("category_id")
-    if category not in ids:
-        raise BadFile(
-            f"dataset {name}: {os.fspath(path)}: the segment {annotation.get('id')} has the category_id {category}, "
-            f"which is none of the {len(ids)} categories of the dataset"
-        )
-    return ids[category]
-
-
-def _usable(segmentation: Any) -> Any:
-    """`segmentation` without polygons of fewer than three corners; None where nothing is left."""
-    if isinstance(segmentation, list):
-        return [polygon for polygon in segmentation if len(polygon) >= 6 and len(polygon) % 2 == 0] or None
-    return segmentation or None
-
-
 def load_instances(
     name: str, json_file: str | os.PathLike, image_root: str | os.PathLike, ids: dict[int, int], source: str = ""
 ) -> list[dict]:
@@ -174,31 +139,27 @@ def load_instances(
     for the error that says that they are missing. Objects without an outline are left out, with a warning that counts
     them. Raises FileNotFoundError, or BadFile naming the file and what is wrong in it.
     """
-    images, annotations = _read_json(name, json_file, source)
+    file = read_instances(name, json_file, ids, source)
     by_image, shapeless = defaultdict(list), 0
-    for annotation in annotations:
-        _require(("image_id", "category_id"), annotation, "an object", name, json_file)
-        segmentation = _usable(annotation.get("segmentation"))
-        if segmentation is None:
+    for annotation in file.annotations or ():
+        if annotation["segmentation"] is None:
             shapeless += 1
             continue
         by_image[annotation["image_id"]].append(
             {
                 "bbox": annotation.get("bbox"),
                 "bbox_mode": _XYWH,
-                "category_id": _class_of(annotation, ids, name, json_file),
-                "iscrowd": int(annotation.get("iscrowd", 0)),
-                "segmentation": segmentation,
+                "category_id": ids[annotation["category_id"]],
+                "iscrowd": annotation["iscrowd"],
+                "segmentation": annotation["segmentation"],
             }
         )
     if shapeless:
         logger.warning("%s: %d objects of %s have no outline and are left out", name, shapeless, os.fspath(json_file))
-    images = sorted(images, key=lambda image: image["id"])
-    records = [{**_image_record(image, image_root), "annotations": by_image.pop(image["id"], [])} for image in images]
-    _check_ids(name, json_file, records, by_image)
+    records = _image_records(name, json_file, image_root, list(file.images.values()))
     # only the first image is looked for: looking for each takes minutes on a network disk
-    _check_file(name, "image", records[0]["file_name"], source)
-    return records
+    check_exists(name, "image", records[0]["file_name"], source)
+    return [{**record, "annotations": by_image[record["image_id"]]} for record in records]
 
 
 def load_panoptic(
@@ -214,51 +175,49 @@ def load_panoptic(
 
     things, classes: the file's category ids of things, and of all, and the classes they stand for.
     """
-    images, annotations = _read_json(name, panoptic_json, source)
-    for annotation in annotations:
-        _require(("image_id", "file_name", "segments_info"), annotation, "an annotation", name, panoptic_json)
-    by_id = {image["id"]: image for image in images}
-    unknown = [annotation["image_id"] for annotation in annotations if annotation["image_id"] not in by_id]
-    annotations = [annotation for annotation in annotations if annotation["image_id"] in by_id]
-    if not annotations:
+    file = read_segments(name, panoptic_json, classes, source)
+    if not file.annotations:
         raise BadFile(f"dataset {name}: {os.fspath(panoptic_json)} has no segments of its images ('annotations')")
+    annotations = sorted(file.annotations, key=lambda annotation: annotation["image_id"])
+    repeated = [number for number, n in Counter(a["image_id"] for a in annotations).items() if n > 1]
+    if repeated:
+        raise BadFile(
+            f"dataset {name}: {os.fspath(panoptic_json)} has annotations of the image {repeated[0]} more than once"
+        )
+    images = _image_records(name, panoptic_json, image_root, [file.images[a["image_id"]] for a in annotations])
+    segments = files_inside(name, panoptic_json, panoptic_root, [a["file_name"] for a in annotations])
     records = [
         {
-            **_image_record(by_id[annotation["image_id"]], image_root),
-            "pan_seg_file_name": os.path.join(os.fspath(panoptic_root), annotation["file_name"]),
+            **image,
+            "pan_seg_file_name": segment_file,
             "segments_info": [
                 {
                     "id": segment["id"],
-                    "category_id": _class_of(segment, classes, name, panoptic_json),
+                    "category_id": classes[segment["category_id"]],
                     "isthing": segment["category_id"] in things,
-                    "iscrowd": int(segment.get("iscrowd", 0)),
+                    "iscrowd": segment["iscrowd"],
                 }
                 for segment in annotation["segments_info"]
             ],
         }
-        for annotation in sorted(annotations, key=lambda annotation: annotation["image_id"])
+        for image, segment_file, annotation in zip(images, segments, annotations, strict=True)
     ]
-    _check_ids(name, panoptic_json, records, unknown)
     for key in ("file_name", "pan_seg_file_name"):
-        _check_file(name, "image", records[0][key], source)
+        check_exists(name, "image", records[0][key], source)
     return records
 
 
-def _image_record(image: dict, image_root: str | os.PathLike) -> dict:
-    file_name = os.path.join(os.fspath(image_root), image["file_name"])
-    return {"file_name": file_name, "image_id": image["id"], "height": image["height"], "width": image["width"]}
-
-
-def _check_ids(name: str, path: str | os.PathLike, records: list[dict], unknown: Iterable) -> None:
-    repeated = [number for number, count in Counter(record["image_id"] for record in records).items() if count > 1]
-    if repeated:
-        raise BadFile(f"dataset {name}: {os.fspath(path)} has the image {repeated[0]} more than once")
-    unknown = list(unknown)
-    if unknown:
+def _image_records(name: str, path: str | os.PathLike, image_root: str | os.PathLike, images: list[dict]) -> list[dict]:
+    files = files_inside(name, path, image_root, [image["file_name"] for image in images])
+    if len(set(files)) < len(files):  # evaluators know an image by its file
+        twice = next(file for file, uses in Counter(files).items() if uses > 1)
         raise BadFile(
-            f"dataset {name}: {os.fspath(path)} has annotations of the image {unknown[0]}, "
-            f"which is not among its images (and of {len(unknown) - 1} more)"
+            f"dataset {name}: {os.fspath(path)}: several images have the file {twice}; expected one entry each"
         )
+    return [
+        {"file_name": file, "image_id": image["id"], "height": image["height"], "width": image["width"]}
+        for file, image in zip(files, images, strict=True)
+    ]
 
 
 # registration; names that are taken are left alone

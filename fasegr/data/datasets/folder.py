@@ -26,7 +26,8 @@ __all__ = [
 ]
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-_CLASS_LINE = re.compile(r"(.*?\S)\s*[,\t]\s*([0-9]+)[\s,]+([0-9]+)[\s,]+([0-9]+)")
+_CLASS_LINE = re.compile(r"(.*?\S)\s*[,\t]\s*([0-9]{1,3})[\s,]+([0-9]{1,3})[\s,]+([0-9]{1,3})")
+_LONGEST_LINE = 200  # the expression would take minutes for a long one of commas
 _NAMED = 3  # how many files an error names before it counts the rest
 
 
@@ -51,29 +52,30 @@ def read_classes(path: str | Path) -> ClassList:
         raise FileNotFoundError(f"{path}: there is no such list of classes; it is a text file with one class a line")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise BadFile(f"{path}: is not text in UTF-8 ({error}); expected one class a line") from error
-    names, colours = [], []
+    except UnicodeDecodeError:
+        raise BadFile(f"{path}: is not text in UTF-8; expected one class a line") from None
+    # The lines are not quoted: a config from strangers may name any file of this machine.
+    names, colours = {}, []
     for number, line in enumerate(map(str.strip, lines), start=1):
         if not line or line.startswith("#"):
             continue
-        parts = _CLASS_LINE.fullmatch(line)
+        parts = _CLASS_LINE.fullmatch(line[: _LONGEST_LINE + 1])
         levels = tuple(map(int, parts.groups()[1:])) if parts else ()
         name = parts[1] if parts else line
-        if max(levels, default=0) > 255 or (not parts and re.search("[,\t]", line)):
+        if len(line) > _LONGEST_LINE or max(levels, default=0) > 255 or (not parts and re.search("[,\t]", line)):
             raise BadFile(
-                f"{path}, line {number}: {line!r} is not a class; expected a name or, after a comma or a tab, "
+                f"{path}, line {number}: is not a class; expected a name or, after a comma or a tab, "
                 "also red, green and blue of 0..255, such as `road, 128 64 128`"
             )
         if name in names:
-            raise BadFile(f"{path}, line {number}: {name!r} is there already; names must be different")
-        names.append(name)
+            raise BadFile(f"{path}, line {number}: has the name of line {names[name]}; names must be different")
+        names[name] = number
         colours += [levels] if levels else []
     if not names:
         raise BadFile(f"{path}: names no class; expected one a line")
     if colours and len(colours) != len(names):
         raise BadFile(f"{path}: has {len(names)} classes, {len(colours)} with a colour; give one to all or to none")
-    return ClassList(names, colours)
+    return ClassList(list(names), colours)
 
 
 def _files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:

@@ -114,17 +114,17 @@ def check_num_classes(cfg: CfgNode) -> None:
         if classes is None:
             continue
         if len(classes) != head.NUM_CLASSES:
-            some = ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
+            # names are not quoted: the list may be any file that a config names
             raise ValueError(
-                f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {head.NUM_CLASSES}, but {name} has {len(classes)} classes "
-                f"({some}); set NUM_CLASSES to {len(classes)} or correct the list of classes"
+                f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {head.NUM_CLASSES}, but {name} has {len(classes)} classes; "
+                f"set NUM_CLASSES to {len(classes)} or correct the list of classes"
             )
         first = first or (name, list(classes))
         if list(classes) != first[1]:
-            different = next(pair for pair in zip(classes, first[1], strict=True) if pair[0] != pair[1])
+            different = next(i for i, pair in enumerate(zip(classes, first[1], strict=True)) if pair[0] != pair[1])
             raise ValueError(
-                f"{name} and {first[0]} have different classes ({different[0]!r} instead of {different[1]!r}, for "
-                "instance); all datasets of a config must have the same list"
+                f"{name} and {first[0]} have different classes, of which class {different} is the first; all datasets "
+                "of a config must have the same list"
             )
         ignore_label = metadata.get("ignore_label", head.IGNORE_VALUE)
         if ignore_label != head.IGNORE_VALUE:

@@ -153,26 +153,24 @@ def test_missing_files_are_named(dataset, tmp_path, monkeypatch):
 
 def test_bad_files_are_named(dataset, tmp_path):
     path = dataset([annotation(1, 7, category=5)])
-    with pytest.raises(
-        BadFile, match=r"annotations\.json: the segment 1 has the category_id 5, .* of the 2 categories"
-    ):
+    with pytest.raises(BadFile, match=r"json: annotations\[0\] \(id 1\) has the category_id 5, .* of the 2 categories"):
         instances(path)
     with pytest.raises(BadFile, match="has annotations of the image 99"):
         instances(dataset([annotation(1, 99)]))
     with pytest.raises(BadFile, match="has annotations of the image 99"):
         panoptic(dataset([{"image_id": i, "file_name": "7.png", "segments_info": []} for i in (7, 99)]))
-    with pytest.raises(BadFile, match="has the image 4 more than once"):
+    with pytest.raises(BadFile, match=r"images\[1\] has the id 4 of an image before it"):
         instances(dataset([], images=[{"id": 4, "file_name": "4.jpg", "height": 1, "width": 1}] * 2))
     with pytest.raises(BadFile, match="has no segments of its images"):
         panoptic(dataset([]))
-    with pytest.raises(BadFile, match="an object has file_name, image_id, segments_info and no category_id"):
+    with pytest.raises(BadFile, match=r"has \['file_name', 'image_id', 'segments_info'\] and no category_id"):
         instances(dataset([{"image_id": 7, "file_name": "7.png", "segments_info": []}]))
-    with pytest.raises(BadFile, match="an image has id and no file_name or height or width"):
+    with pytest.raises(BadFile, match=r"images\[0\] has \['id'\] and no file_name or height or width"):
         instances(dataset([], images=[{"id": 4}]))
     with pytest.raises(BadFile, match="lists no images"):
         instances(dataset([], images=[]))
     path.write_text("[1, 2")
-    with pytest.raises(BadFile, match=r"annotations\.json is not valid JSON"):
+    with pytest.raises(BadFile, match=r"annotations\.json: is not valid JSON"):
         instances(path)
 
 
@@ -210,7 +208,7 @@ def test_registration(dataset, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
     assert not made
     assert len(DatasetCatalog.get("my_things")) == 2 and made == [1]
-    with pytest.raises(BadFile, match=r"an annotation has .* and no file_name or segments_info; instances and"):
+    with pytest.raises(BadFile, match=r"annotations\[0\] .* and no file_name or segments_info; instances and"):
         DatasetCatalog.get("my_segments")
     meta = MetadataCatalog.get("my_things")
     assert meta.evaluator_type == "coco" and Path(meta.json_file) == root / "annotations.json"
@@ -228,10 +226,22 @@ def test_categories(tmp_path):
     categories = read_categories(tmp_path / "categories.json")
     assert categories == [Category(1, "cat", True, None)]
     assert set(instance_metadata(categories)) == {"thing_classes", "thing_dataset_id_to_contiguous_id"}
-    for content in ('{"images": []}', "[3]", "{", '[{"id": 1}]'):
+    (tmp_path / "categories.json").write_text("{")
+    with pytest.raises(BadFile, match=r"categories\.json is not valid JSON"):
+        read_categories(tmp_path / "categories.json")
+    strange = ({"id": 1}, {"id": "1", "name": "a"}, {"id": 1, "name": 2}, {"id": 1, "name": "a", "isthing": 2})
+    for content in (
+        *('{"images": []}', "[3]", '"secret"', '{"categories": "secret"}', json.dumps(["secret"])),
+        *(json.dumps([entry]) for entry in strange),
+        *(
+            json.dumps([{"id": 1, "name": "a", "color": colour}])
+            for colour in ([1, 2], [1, 2, 300], "red", [1, 2, "3"])
+        ),
+    ):
         (tmp_path / "categories.json").write_text(content)
-        with pytest.raises(BadFile, match=r"categories\.json: cannot be read as categories"):
+        with pytest.raises(BadFile, match=r"categories\.json: cannot be read as categories") as error:
             read_categories(tmp_path / "categories.json")
+        assert "secret" not in str(error.value)
     (tmp_path / "categories.json").write_text('[{"id": 1, "name": "cat"}, {"id": 1, "name": "dog"}]')
     with pytest.raises(BadFile, match="has 2 categories; expected one or more with different ids"):
         read_categories(tmp_path / "categories.json")
@@ -245,3 +255,123 @@ def test_images_are_not_looked_for_one_by_one(dataset, tmp_path):
     (tmp_path / "images" / "7.jpg").unlink()
     assert len(instances(path)) == 2
     assert np.asarray(Image.open(tmp_path / "images" / "4.jpg")).shape == (10, 12, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"segmentation": TRIANGLE}, "has 1 for a polygon; expected a list of polygons"),
+        ({"segmentation": [["1"] * 6]}, r"has the polygon \['1'.*expected numbers"),
+        ({"segmentation": [[1, 1, 8, 1, 8, float("nan")]]}, "corners at -inf and inf"),
+        ({"segmentation": [[1, 1, 8, 1, 8, 1e9]]}, "corners at 1 and 1000000000.0, far from its image of 10 x 12"),
+        ({"segmentation": {"size": [12, 10], "counts": [120]}}, r"has the size \[12, 10\] in an image of \[10, 12\]"),
+        ({"segmentation": {"size": None, "counts": [120]}}, "has the size None"),
+        ({"segmentation": {"size": [10, 12], "counts": [20, 5]}}, "has runs of 25 pixels.* 10 x 12 = 120"),
+        ({"segmentation": {"size": [10, 12], "counts": [130, -10]}}, "of -10 to 130 each"),
+        ({"segmentation": {"size": [10, 12], "counts": "5555"}}, "has runs of"),
+        ({"segmentation": {"size": [10, 12], "counts": "P"}}, "'counts' that are neither"),
+        ({"segmentation": {"size": [10, 12], "counts": 7}}, "'counts' that are neither"),
+        ({"segmentation": "mask"}, "a segmentation is a str"),
+        ({"category_id": "3"}, "has the category_id '3'"),
+        ({"category_id": [3]}, r"has the category_id \[3\]"),
+        ({"image_id": 7.0}, r"has the image_id 7\.0"),
+        ({"iscrowd": "no"}, "has the iscrowd 'no'; expected 0 or 1"),
+        ({"area": float("nan")}, "has the area nan"),
+    ],
+)
+def test_bad_objects_are_named(dataset, changes, message):
+    path = dataset([annotation(1, 4), annotation(2, 7, **changes)])
+    with pytest.raises(BadFile, match=rf"annotations\.json: annotations\[1\] \(id 2\) .*{message}"):
+        instances(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"height": 0}, "has the height 0 and the width 12; expected numbers of pixels"),
+        ({"width": "12"}, "the width '12'"),
+        ({"width": 10**9, "height": 10**9}, "expected numbers of pixels"),
+        ({"id": None}, "has the id None; expected an integer or text"),
+        ({"id": "a"}, "ids of images that are numbers and some that are text"),
+    ],
+)
+def test_bad_images_are_named(dataset, changes, message):
+    good = {"id": 1, "file_name": "4.jpg", "height": 10, "width": 12}
+    with pytest.raises(BadFile, match=message):
+        instances(dataset([], images=[good, {**good, "id": 2, **changes}]))
+
+
+def test_an_image_is_listed_once(dataset):
+    image = {"id": 1, "file_name": "4.jpg", "height": 10, "width": 12}
+    with pytest.raises(BadFile, match=r"several images have the file .*images/4\.jpg"):
+        instances(dataset([], images=[image, {**image, "id": 2}]))
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"images": [3]}', '{"images": [{}], "annotations": 3}', "\xff"])
+def test_files_of_another_structure_are_named(tmp_path, content):
+    (tmp_path / "a.json").write_text(content, encoding="latin1")
+    for load in (instances, panoptic):
+        with pytest.raises(BadFile, match=r"dataset mine: .*a\.json"):
+            load(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("number", [0, -1, 256**3, "4", 4.5, None, 9])
+def test_ids_of_segments(dataset, number):
+    segments = [{"id": 9, "category_id": 5}, {"id": number, "category_id": 5}]
+    path = dataset([{"image_id": 7, "file_name": "7.png", "segments_info": segments}])
+    with pytest.raises(BadFile, match=r"annotations\[0\] .* has a segment with the id .* different integers of 1\.\."):
+        panoptic(path)
+
+
+def test_boxes_alone_are_not_enough(dataset):
+    with pytest.raises(BadFile, match=r"annotations\.json: none of its 2 objects has an outline; boxes are not enough"):
+        instances(dataset([annotation(1, 7, segmentation=None), annotation(2, 4, segmentation=[])]))
+
+
+def test_sizes_may_be_written_with_a_point(dataset):
+    path = dataset([annotation(1, 4)], images=[{"id": 4, "file_name": "4.jpg", "height": 10.0, "width": 12}])
+    (record,) = instances(path)
+    assert (record["height"], record["width"]) == (10, 12) and isinstance(record["height"], int)
+
+
+def _image(name):
+    return [{"id": 1, "file_name": name, "height": 10, "width": 12}]
+
+
+def test_files_outside_of_the_folder_are_refused(dataset, tmp_path):
+    """By their name, or because the name is that of a link, of a file or of a folder."""
+    inside, outside = tmp_path / "images", tmp_path / "outside"
+    (inside / "deeper").mkdir()
+    outside.mkdir()
+    Image.new("RGB", (12, 10)).save(outside / "secret.jpg")
+    (inside / "link.jpg").symlink_to(outside / "secret.jpg")
+    (inside / "deeper" / "link.jpg").symlink_to("../../outside/secret.jpg")
+    (inside / "folder").symlink_to(outside)
+    for name in (
+        *(
+            "../outside/secret.jpg",
+            "deeper/../../outside/secret.jpg",
+            str(outside / "secret.jpg"),
+            "link.jpg",
+            "folder/../4.jpg",
+        ),
+        *("deeper/link.jpg", "folder/secret.jpg", "..", ".", "", "4.jpg\0", "\ud800.jpg", 4, None, ["4.jpg"]),
+    ):
+        with pytest.raises(BadFile, match=r"dataset mine: .*annotations\.json names the file .* is not in the folder"):
+            instances(dataset([], images=_image(name)))
+    path = dataset([{"image_id": 7, "file_name": "../images/7.jpg", "segments_info": []}])
+    with pytest.raises(BadFile, match=r"names the file '\.\./images/7\.jpg'"):
+        panoptic(path)
+
+
+def test_files_inside_the_folder_may_be_named_in_any_way(dataset, tmp_path):
+    """Also when the folder itself is a link, or below one, and through links that stay in it."""
+    (tmp_path / "link").symlink_to(tmp_path)
+    (tmp_path / "images" / "same.jpg").symlink_to("4.jpg")
+    (tmp_path / "images" / "folder").symlink_to(".")
+    real = tmp_path / "images"
+    for name in ("4.jpg", "./4.jpg", "same.jpg", "folder//4.jpg", str(real / "4.jpg")):
+        for root in (real, tmp_path / "link" / "images"):
+            path = dataset([], images=_image(name))
+            (record,) = load_instances("mine", path, root, IDS)
+            assert record["file_name"] == os.path.join(root, name)

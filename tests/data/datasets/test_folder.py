@@ -36,12 +36,14 @@ def test_classes_without_colours(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("road\n\nsky, blue\n", r"classes\.txt, line 3: 'sky, blue' is not a class; expected .* `road, 128 64 128`"),
+        ("road\n\nsky, blue\n", r"classes\.txt, line 3: is not a class; expected .* `road, 128 64 128`"),
         ("road, 1 2\n", "line 1"),
         ("road, 1 2 256\n", "line 1"),
         ("road, 1 2 3 4\n", "line 1"),
         (", 1 2 3\n", "line 1"),
-        ("road\nsky\nroad\n", "line 3: 'road' is there already"),
+        ("road, 1 2 3333\n", "line 1"),
+        ("road" + ", " * 100_000 + "x\n", "line 1: is not a class"),
+        ("road\nsky\nroad\n", "line 3: has the name of line 1"),
         ("road, 1 2 3\nsky\n", "2 classes, 1 with a colour"),
         ("# nothing\n\n", "names no class"),
     ],
@@ -49,6 +51,14 @@ def test_classes_without_colours(tmp_path):
 def test_mistakes_in_classes(tmp_path, text, message):
     with pytest.raises(BadFile, match=message):
         read_classes(write(tmp_path, text))
+
+
+def test_mistakes_do_not_show_what_the_file_holds(tmp_path):
+    """A config from strangers may name any file of this machine as a list of classes."""
+    for text in ("secret, 1\n", "secret\nsecret\n", "secret, 1 2 3\nb\n", "secret" * 99):
+        with pytest.raises(BadFile) as error:
+            read_classes(write(tmp_path, text))
+        assert "secret" not in str(error.value)
 
 
 def test_classes_must_be_text(tmp_path):

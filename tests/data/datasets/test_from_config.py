@@ -242,7 +242,7 @@ def test_a_model_of_instances_has_only_the_things(data_cfg):
     data_cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 1
     check_num_classes(data_cfg)
     data_cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 3
-    with pytest.raises(ValueError, match=r"mine_train has 1 classes \(one\)"):
+    with pytest.raises(ValueError, match="mine_train has 1 classes; set NUM_CLASSES to 1"):
         check_num_classes(data_cfg)
 
 
@@ -258,7 +258,7 @@ def test_a_dataset_of_instances_has_only_things(data_cfg):
 def test_number_of_classes(data_cfg):
     check_num_classes(data_cfg)
     data_cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 4
-    with pytest.raises(ValueError, match=r"NUM_CLASSES is 4, but mine_train has 3 classes \(one, two, three\)"):
+    with pytest.raises(ValueError, match="NUM_CLASSES is 4, but mine_train has 3 classes; set"):
         check_num_classes(data_cfg)
     data_cfg.DATASETS.TRAIN, data_cfg.DATASETS.TEST = ("not_registered",), ()
     check_num_classes(data_cfg)
@@ -274,5 +274,5 @@ def test_datasets_with_different_classes(data_cfg):
     DatasetCatalog.register("other_val", list)
     MetadataCatalog.get("other_val").set(stuff_classes=["one", "three", "two"], ignore_label=255)
     data_cfg.DATASETS.TEST = ("other_val",)
-    with pytest.raises(ValueError, match=r"other_val and mine_train have different classes \('three' instead of 'two'"):
+    with pytest.raises(ValueError, match="other_val and mine_train have different classes, of which class 1"):
         check_num_classes(data_cfg)
