@@ -6,10 +6,10 @@ an interruption, does not change which image comes when, or how it is augmented.
 
 import logging
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fasegr.d2 import (
     CfgNode,
@@ -19,8 +19,11 @@ from fasegr.d2 import (
     comm,
 )
 from fasegr.data.dataset_mappers import build_mapper
+from fasegr.data.dataset_mappers.dataset_mapper import stated_size
 from fasegr.data.datasets.coco_json import without_crowds
+from fasegr.data.image_io import check_image_size, check_label_size, image_size, label_size
 from fasegr.data.serialized_list import SerializedList
+from fasegr.data.workers import with_sturdy_workers
 
 __all__ = ["TrainingDataset", "TrainingSampler", "build_test_loader", "build_train_loader"]
 
@@ -99,7 +102,24 @@ def _without_empty(records: list[dict]) -> list[dict]:
     return kept
 
 
-def build_train_loader(cfg: CfgNode, seed: int) -> tuple[torch.utils.data.DataLoader, TrainingSampler]:
+def _check_headers(record: dict) -> None:
+    path = record["file_name"]
+    size = image_size(path)
+    check_image_size(path, size, stated_size(record, size))
+    for key, read_size in (("sem_seg_file_name", label_size), ("pan_seg_file_name", image_size)):
+        if key in record:
+            check_label_size(record[key], read_size(record[key]), path, size)
+
+
+def check_test_files(cfg: CfgNode) -> None:
+    """Raises, naming the file, where a record of DATASETS.TEST is wrong or the header of one of its images or label
+    maps; the first evaluation, which may follow the whole training, would find it."""
+    with ThreadPoolExecutor(8) as pool:  # waits for the disk, not for the processor
+        for _ in pool.map(_check_headers, _records(cfg.DATASETS.TEST)):
+            pass
+
+
+def build_train_loader(cfg: CfgNode, seed: int) -> tuple[DataLoader, TrainingSampler]:
     """An endless loader of this process's micro-batches (lists of samples), and its sampler.
 
     seed: not negative. To resume a training, set the sampler's `start_iteration` before iterating over the loader.
@@ -108,6 +128,8 @@ def build_train_loader(cfg: CfgNode, seed: int) -> tuple[torch.utils.data.DataLo
         raise ValueError("DATASETS.TRAIN is empty; it must name at least one dataset")
     accumulate = cfg.SOLVER.ACCUMULATE
     sampler = TrainingSampler(cfg.SOLVER.IMS_PER_BATCH, accumulate, comm.get_rank(), comm.get_world_size())
+    if comm.is_main_process():
+        check_test_files(cfg)
     records = _records(cfg.DATASETS.TRAIN)
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         records = _without_empty(records)
@@ -121,11 +143,12 @@ def build_train_loader(cfg: CfgNode, seed: int) -> tuple[torch.utils.data.DataLo
         pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),  # so that copies to the GPU overlap with computation
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
-    return loader, sampler
+    return with_sturdy_workers(loader, cfg.DATALOADER.TIMEOUT), sampler
 
 
-def build_test_loader(cfg: CfgNode, dataset_name: str) -> torch.utils.data.DataLoader:
+def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
     """A loader of this process's share of a dataset, one image a batch, in order."""
-    return build_detection_test_loader(
+    loader = build_detection_test_loader(
         _records((dataset_name,)), mapper=build_mapper(cfg, is_train=False), num_workers=cfg.DATALOADER.NUM_WORKERS
     )
+    return with_sturdy_workers(loader, cfg.DATALOADER.TIMEOUT)

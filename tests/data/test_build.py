@@ -8,6 +8,7 @@ from PIL import Image
 from fasegr.d2 import RUNTIME, DatasetCatalog, comm
 from fasegr.data.build import TrainingDataset, TrainingSampler, build_test_loader, build_train_loader
 from fasegr.data.datasets import register_from_config
+from fasegr.data.image_io import BadFile
 
 pytestmark = pytest.mark.usefixtures("catalogs")
 
@@ -198,3 +199,44 @@ def test_predictions_carry_the_number_of_their_image(data_cfg, tmp_path):
 def test_images_are_tested_whatever_the_mapper_of_training(data_cfg):
     data_cfg.INPUT.DATASET_MAPPER_NAME = "coco_panoptic_lsj"
     assert next(iter(build_test_loader(data_cfg, "mine_val")))[0]["image"].shape == (3, 32, 43)
+
+
+# files of the test sets, before the training
+
+
+def _path(cfg, kind):
+    return f"{cfg.DATASETS.FOLDER.ROOT}/{kind}/val/1.png"
+
+
+@pytest.mark.parametrize("kind", ["images", "annotations"])
+def test_a_damaged_test_file_is_found_before_the_training(data_cfg, kind):
+    path = _path(data_cfg, kind)
+    with open(path, "rb+") as file:
+        file.truncate(60)
+    with pytest.raises(BadFile, match=rf"{kind}/val/1\.png"):
+        build_train_loader(data_cfg, 0)
+
+
+def test_a_missing_test_set_is_found_before_the_training(data_cfg):
+    data_cfg.DATASETS.TEST = ("other_val",)
+    with pytest.raises(ValueError, match="no dataset is registered as other_val"):
+        build_train_loader(data_cfg, 0)
+
+
+@pytest.mark.parametrize("key", ["file_name", "sem_seg_file_name", "pan_seg_file_name"])
+def test_sizes_that_records_state_are_compared(data_cfg, key):
+    """As of COCO's files, which are not those of the images."""
+    paths = {"file_name": _path(data_cfg, "images")}
+    record = {**paths, "height": 30, "width": 40}
+    if key == "file_name":
+        record["width"] = 30
+    else:
+        record[key] = _path(data_cfg, "annotations")
+        Image.new("L", (41, 30)).save(record[key])
+    DatasetCatalog.register("stated", lambda: [record])
+    data_cfg.DATASETS.TEST = ("stated",)
+    with pytest.raises(BadFile, match=r"is 4[01] x 30 \(width x height\), but its"):
+        build_train_loader(data_cfg, 0)
+    if key == "file_name":
+        with pytest.raises(BadFile, match=r"images/val/1\.png: is 40 x 30 .* are for 30 x 30"):
+            next(iter(build_test_loader(data_cfg, "stated")))
