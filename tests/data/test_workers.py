@@ -1,12 +1,14 @@
 """Loaders with real worker processes, and signals to these."""
 
 import multiprocessing
+import os
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from fasegr.data.workers import with_sturdy_workers
@@ -15,12 +17,12 @@ pytestmark = pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="only
 
 # A main process that prints the number of its worker, and is killed.
 ORPHANS = """
-import os, signal
+import multiprocessing, os, signal
 from torch.utils.data import DataLoader
 from fasegr.data.workers import with_sturdy_workers
 loader = iter(with_sturdy_workers(DataLoader(range(10**6), num_workers=1, collate_fn=list), 60))
 next(loader)
-print(loader._workers[0].pid, flush=True)
+print(multiprocessing.active_children()[0].pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -37,13 +39,14 @@ class Numbers(Dataset):
     def __getitem__(self, i):
         if i == self.slow:
             time.sleep(3)
-        return i
+        return torch.tensor(i)  # whose memory the main process asks the worker for
 
 
 def start(slow=-1, timeout=60):
     loader = iter(with_sturdy_workers(DataLoader(Numbers(slow), num_workers=1, collate_fn=list), timeout))
     assert next(loader) == [0]
-    return loader, multiprocessing.active_children()[-1]
+    (worker,) = multiprocessing.active_children()
+    return loader, worker
 
 
 def alive(pid):
@@ -67,7 +70,7 @@ def test_the_main_process_ends_its_workers():
     worker.terminate()
     worker.join(2)
     assert worker.exitcode == 0
-    del loader
+    loader.close()
 
 
 def test_workers_end_without_a_main_process():
@@ -79,10 +82,25 @@ def test_workers_end_without_a_main_process():
         time.sleep(0.1)
 
 
-def test_a_worker_that_hangs():
-    loader, _ = start(slow=1, timeout=0.5)
-    with pytest.raises(RuntimeError, match="DataLoader timed out after"):
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_worker_that_hangs(stopped):
+    """In its work, or altogether, with a batch on the way."""
+    loader, worker = start(slow=-1 if stopped else 1, timeout=1)
+    if stopped:
+        os.kill(worker.pid, signal.SIGSTOP)
+    before = signal.getsignal(signal.SIGALRM)
+    begin = time.monotonic()
+    with pytest.raises(TimeoutError, match="no batch came within 1 seconds"):
         list(loader)
+    worker.join(5)
+    assert worker.exitcode == 0
+    assert time.monotonic() - begin < 8
+    assert signal.getsignal(signal.SIGALRM) == before
+
+
+def test_no_limit():
+    loader, _ = start(slow=1, timeout=0)
+    assert list(loader) == [[i] for i in range(1, 100)]
 
 
 def test_loaders_without_workers_are_left_alone():
