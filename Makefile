@@ -1,5 +1,7 @@
 # make quickstart   install into .venv, train a small FASeg on painted scenes, score it, draw its predictions
 # make test         install what is missing and run every test
+# make faults       kill, stop and starve trainings: all of what `make test` runs a sample of; takes an hour
+# make fuzz         read a thousand damaged files of each kind; `make test` reads a few; FUZZ=n, FUZZ_SEED=n change that
 # make lint         ruff check and ruff format --check
 # make install      only install into .venv
 #
@@ -12,6 +14,7 @@ PIP_ARGS ?=
 ARGS ?=
 # Two processes suit two cores and their memory; each runs one thread, so that they do not compete for cores.
 TEST_ARGS ?= -n 2
+FUZZ ?= 1000
 
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --disable-pip-version-check $(PIP_ARGS)
@@ -19,7 +22,7 @@ PIP := $(RUN) -m pip install --disable-pip-version-check $(PIP_ARGS)
 INSTALLED := $(VENV)/.fasegr-installed
 DEV_INSTALLED := $(VENV)/.fasegr-dev-installed
 
-.PHONY: help install quickstart test lint
+.PHONY: help install quickstart test faults fuzz lint
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -31,6 +34,12 @@ quickstart: $(INSTALLED)
 
 test: $(DEV_INSTALLED)
 	$(RUN) -m pytest $(TEST_ARGS)
+
+faults: $(DEV_INSTALLED)
+	FAULTS=1 $(RUN) -m pytest tests/faults -m faults $(FAULTS_ARGS)
+
+fuzz: $(DEV_INSTALLED)
+	FUZZ=$(FUZZ) $(RUN) -m pytest tests/fuzz -m fuzz $(TEST_ARGS)
 
 lint: $(DEV_INSTALLED)
 	$(RUN) -m ruff check .

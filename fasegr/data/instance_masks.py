@@ -46,12 +46,14 @@ def usable_segmentation(segmentation: Any, size: tuple[int, int]) -> Segmentatio
 def _encloses(polygon: Any, size: tuple[int, int]) -> bool:
     if not isinstance(polygon, list):
         raise BadFile(f"has {polygon!r:.60} for a polygon; expected a list of polygons [[x, y, x, y, ...], ...]")
+    if not polygon:
+        return False
     try:
         low, high = (min(polygon), max(polygon)) if math.isfinite(sum(polygon)) else (-math.inf, math.inf)
     except (TypeError, OverflowError):
         raise BadFile(f"has the polygon {polygon!r:.60}; expected numbers [x, y, x, y, ...]") from None
     reach = _REACH * max(size)
-    if polygon and not (-reach <= low and high <= reach):
+    if not (-reach <= low and high <= reach):
         raise BadFile(f"has a polygon with corners at {low} and {high}, far from its image of {size[0]} x {size[1]}")
     return len(polygon) >= 6 and len(polygon) % 2 == 0
 

@@ -79,7 +79,8 @@ def switch_on(cfg, *kinds):
 @pytest.fixture
 def objects(tmp_path):
     """Options of `register` for a dataset whose two JSONs are there."""
-    (tmp_path / "a.json").write_text(json.dumps({"images": [{"id": 1}], "annotations": [], "categories": []}))
+    image = {"id": 1, "file_name": "a.jpg", "height": 3, "width": 3}
+    (tmp_path / "a.json").write_text(json.dumps({"images": [image], "annotations": [], "categories": []}))
     record = {"file_name": "a.jpg", "image_id": 1, "pan_seg_file_name": "a.png", "segments_info": []}
     ids = {i: i for i in range(11, 19)}
     things = [label.name for label in CLASSES[11:]]

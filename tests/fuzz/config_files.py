@@ -31,6 +31,7 @@ CODE = (
     "!own 3",
 )
 TEXTS = (
+    *("", "{}", "MODEL:\n  WEIGHTS: a.pth\nSOLVER: {BASE_LR: 0.1}\n", "_BASE_: [other.yaml, other.yaml]\n"),
     "a: &a [*a]\n",
     "&a MODEL: *a\n",
     "MODEL: &a\n  MODEL: *a\n",
@@ -90,7 +91,8 @@ def make(documents: list[str], rng: random.Random, folder: Path) -> tuple[str, l
             text = f"_BASE_: {rng.choice(FILES)}\n" + text
         data = text.encode(rng.choice(("utf-8", "utf-8", "utf-8", "utf-16", "latin1")), errors="replace")
         (folder / name).write_bytes(data)
-    return repr((folder / "own.yaml").read_bytes()[:200]), [str(folder)]
+    # a value that is wrong is named by its key, which the command line may have set
+    return repr((folder / "own.yaml").read_bytes()[:200]), [str(folder), *(f"{name}." for name in NAMES)]
 
 
 def read(documents: list[str], folder: Path) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-COUNT = int(os.environ.get("FUZZ", "40"))  # inputs of a kind; `make fuzz` reads a thousand
+COUNT = int(os.environ.get("FUZZ", "25"))  # inputs of a kind; `make fuzz` reads a thousand
 SEED = os.environ.get("FUZZ_SEED", "1")
 STARTING, LIMIT = 120, 20  # seconds until the first input, and for each
 

@@ -95,7 +95,7 @@ def test_outlines_that_enclose_nothing(dataset, caplog):
     """Of two polygons, one may be too short; objects that have no outline at all are counted."""
     path = dataset(
         [
-            annotation(1, 7, segmentation=[[1, 1, 2, 2], TRIANGLE, [1, 2, 3, 4, 5, 6, 7]]),
+            annotation(1, 7, segmentation=[[], [1, 1, 2, 2], TRIANGLE, [1, 2, 3, 4, 5, 6, 7]]),
             annotation(2, 7, segmentation=[[1, 1, 2, 2]]),
             annotation(3, 7, segmentation=[]),
             {key: value for key, value in annotation(4, 7).items() if key != "segmentation"},
