@@ -33,7 +33,7 @@ RELEASED_FASEG = """
 """
 
 
-def test_released_names_are_understood(tmp_path):
+def test_released_names_are_understood(tmp_path, caplog):
     cfg = fasegr.load_cfg(write(tmp_path / "released.yaml", RELEASED_FASEG), CPU)
     assert cfg.MODEL.BACKBONE.NAME == "build_fasegr_resnet_backbone"
     assert cfg.MODEL.SEM_SEG_HEAD.NAME == "FASegHead"
@@ -42,6 +42,7 @@ def test_released_names_are_understood(tmp_path):
     assert list(cfg.INPUT.MIN_SIZE_TRAIN)[-1] == 1024
     assert tuple(cfg.INPUT.CROP.SIZE) == (512, 512)
     assert tuple(cfg.DATASETS.TRAIN) == ("ade20k_sem_seg_train",)
+    assert caplog.text == "", "no key of a released file is said to mean nothing"
 
 
 def test_mask2former_is_a_setting(tmp_path):
