@@ -1,18 +1,21 @@
 """Checkpoints of a training: written completely or not at all, read back for resuming."""
 
-import glob
 import os
-from typing import Any
+import re
+from collections.abc import Iterable
+from typing import IO, Any
 
 import torch
 from torch import nn
 
 from fasegr.d2 import DetectionCheckpointer, comm
-from fasegr.utils.files import replacing
+from fasegr.utils.files import remove_partial, replacing
 
-from .loading import KINDS, LoadReport, load_weights, unwrap
+from .loading import KINDS, LoadReport, compare, load_weights, unwrap
 from .paths import local_path
 from .reading import Contents, check_readable, read_checkpoint
+
+RESUMABLE = re.compile(r"model_(final|\d+)\.pth")  # what a training saves to resume from
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -35,8 +38,7 @@ class Checkpointer(DetectionCheckpointer):
         folder in it and for a state that could not be read back; earlier checkpoints then stay as they were.
         """
         if self.save_dir and self.save_to_disk:
-            for left in glob.glob(os.path.join(glob.escape(self.save_dir), "*.partial")):
-                os.remove(left)  # by a process that was killed while it wrote
+            remove_partial(self.save_dir)
         if self.save_untagged(name, **kwargs):
             self.tag_last_checkpoint(f"{name}.pth")
 
@@ -52,16 +54,94 @@ class Checkpointer(DetectionCheckpointer):
         os.makedirs(self.save_dir, exist_ok=True)
         self.logger.info("Saving checkpoint to %s", path)
         try:
+            _make_room(path)
             with replacing(path, "wb", check_readable, durable=True) as file:
-                torch.save(data, file)
+                _save(data, file)
         except (OSError, RuntimeError) as error:  # torch reports a failed write as either
             raise OSError(f"could not write checkpoint {path}: {error}; earlier checkpoints are untouched") from error
         return True
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Write to the file `last_checkpoint` which one training resumes from."""
-        with replacing(os.path.join(self.save_dir, "last_checkpoint"), durable=True) as file:
+        path = os.path.join(self.save_dir, "last_checkpoint")
+        _make_room(path)
+        with replacing(path, durable=True) as file:
             file.write(last_filename_basename)
+
+    def has_checkpoint(self) -> bool:
+        """Whether a training was saved in `save_dir`, readable or not. The same in all processes."""
+        return comm.all_gather(os.path.exists(os.path.join(self.save_dir, "last_checkpoint")) or bool(self._saved()))[0]
+
+    def get_checkpoint_file(self) -> str:
+        """The checkpoint that the file `last_checkpoint` names, "" if there is none."""
+        return self._tagged()[0]
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Resume from the last checkpoint in `save_dir` if `resume` and there is one, else load the weights in `path`.
+
+        The last is the one that the file `last_checkpoint` names. If that is lost, damaged or of another model, it is
+        the one of the highest iteration that is none of these; a warning says which and why. Raises ValueError if all
+        are: a training that was asked to resume never starts from the beginning beside its checkpoints.
+        """
+        if not (resume and self.has_checkpoint()):
+            return self.load(path, checkpointables=[])
+        last, refused = comm.all_gather(self._tagged())[0]
+        for others in (False, True):  # of which nothing is read if they are not needed
+            found = [last] if last else []
+            if others:
+                found, damaged = comm.all_gather(self._newest_first(last))[0]
+                refused = [*refused, *damaged]
+            for candidate in found:
+                try:
+                    rest = self._load(candidate, self.checkpointables, whole=True)
+                except (OSError, ValueError) as error:
+                    refused.append(str(error))
+                    continue
+                if refused:
+                    self.logger.warning("Resuming from %s. What is wrong:\n%s", candidate, "\n".join(refused))
+                return rest
+        raise ValueError(
+            f"nothing in {self.save_dir} can be resumed. To start from the beginning, run without --resume, which "
+            "renames what is there. What is wrong:\n" + "\n".join(refused)
+        )
+
+    def _saved(self) -> list[str]:
+        """Paths of the checkpoints of a training in `save_dir`."""
+        names = os.listdir(self.save_dir) if os.path.isdir(self.save_dir) else []
+        return [os.path.join(self.save_dir, name) for name in sorted(names) if RESUMABLE.fullmatch(name)]
+
+    def _tagged(self) -> tuple[str, list[str]]:
+        """The checkpoint that the file `last_checkpoint` names; "" and the reason if it names none in its folder."""
+        tag = os.path.join(self.save_dir, "last_checkpoint")
+        try:
+            with open(tag, encoding="utf-8", errors="replace") as file:
+                name = file.read(1024).strip()
+        except OSError as error:
+            return "", [f"{tag} cannot be read ({error.strerror})"]
+        path = os.path.join(self.save_dir, name)
+        if os.path.basename(name) == name and os.path.isfile(path):
+            return path, []
+        return "", [f"{tag} names {name!r}, which is no file in this folder"]
+
+    def _newest_first(self, but: str) -> tuple[list[str], list[str]]:
+        """The checkpoints of this model in `save_dir` without `but`, and what is wrong with others.
+
+        Damage in tensors is not noticed here.
+        """
+        iterations, damaged = {}, []
+        for path in self._saved():
+            if path == but:
+                continue
+            try:
+                weights, rest = read_checkpoint(path, mmap=True)
+                if not isinstance(rest.get("iteration"), int):
+                    raise ValueError(f"{path} holds no state of a training")
+                if compare(self.model, weights, path).kind != "full":
+                    raise ValueError(f"{path} holds the state of a training of another model")
+                iterations[path] = rest["iteration"]
+            except (OSError, ValueError) as error:
+                damaged.append(str(error))
+        return sorted(iterations, key=iterations.get, reverse=True), damaged
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load the model, and those `checkpointables` (None: all) that the file has; returns what else it holds.
@@ -72,14 +152,24 @@ class Checkpointer(DetectionCheckpointer):
         if not path:
             self.logger.info("No weights given: the model starts from random weights")
             return {}
+        return self._load(path, self.checkpointables if checkpointables is None else checkpointables)
+
+    def _load(self, path: str, checkpointables: Iterable[str], whole: bool = False) -> dict[str, Any]:
+        """whole: the file must have all `checkpointables`."""
         contents = self._read_everywhere(path)
         rest = contents.rest
-        wanted = self.checkpointables if checkpointables is None else checkpointables
-        states = {key: rest.pop(key) for key in list(wanted) if key in rest}
+        states = {key: rest.pop(key) for key in checkpointables if key in rest}
+        if whole and (missing := set(checkpointables) - set(states)):
+            raise ValueError(f"{path} holds weights, but not the state of a training ({', '.join(sorted(missing))})")
         self.report = load_weights(self.model, contents.weights, path, kinds=("full",) if states else KINDS)
         for key, state in states.items():
             self.logger.info("Loading %s from %s", key, path)
-            self.checkpointables[key].load_state_dict(state)
+            try:
+                self.checkpointables[key].load_state_dict(state)
+            except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{path}: its entry {key!r} is not the state of this training ({type(error).__name__}: {error})"
+                ) from error
         return rest
 
     def _read_everywhere(self, path: str) -> Contents:
@@ -95,3 +185,38 @@ class Checkpointer(DetectionCheckpointer):
         if failures:
             raise OSError(f"another process could not read the checkpoint: {failures[0]}")
         return contents
+
+
+def _make_room(path: str) -> None:
+    """Rename a folder that has the name of the file `path`, which could not replace it."""
+    if os.path.isdir(path):
+        os.rename(path, f"{path}.folder")
+
+
+def _save(data: dict[str, Any], file: IO[bytes]) -> None:
+    """torch.save, whose errors say why a write failed: torch's own say only that fewer bytes arrived than expected."""
+    writer = _Writer(file)
+    try:
+        torch.save(data, writer)
+    except RuntimeError:
+        if writer.error is not None:
+            raise writer.error from None
+        raise
+
+
+class _Writer:
+    """What torch.save needs of `file`; `error` is the last one that writing to it raised."""
+
+    def __init__(self, file: IO[bytes]):
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
@@ -17,6 +18,8 @@ from .paths import local_path
 from .reading import read_checkpoint
 
 CLASS_HEAD = "sem_seg_head.predictor.class_embed."  # (classes + 1, ...): all that depends on the number of classes
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 KINDS = ("full", "backbone", "fine-tune")
 
 _logger = logging.getLogger(__name__)
@@ -100,6 +103,7 @@ def load_weights(
     if report.kind not in kinds:
         raise ValueError(_refusal(report))
     state = {name: weights[report.renamed.get(name, name)] for name in report.matched}
+    _check_numbers(model.state_dict(), state, path)
     state.update({name: position_tables.resize(state[name], shape) for name, _, shape in report.resized})
     model.load_state_dict(state, strict=False)
     _log(report)
@@ -144,6 +148,21 @@ def _kind(matched: list[str], missing: list[str], unexpected: list[str], mismatc
     if not any(map(is_map_norm, matched)):
         needed = [name for name in needed if not is_map_norm(name)]
     return "backbone" if all(name.startswith(prefix) for name in matched) and not needed else "other"
+
+
+def _check_numbers(model: Mapping[str, Tensor], state: Mapping[str, Tensor], path: str) -> None:
+    """ValueError if entries of `state` are of a type that those of `model` cannot be, NaN, or infinite."""
+    wrong = []
+    for name, value in state.items():
+        dtype = model[name].dtype
+        if not (value.dtype in FLOATS if dtype.is_floating_point else value.dtype in INTEGERS):
+            wrong.append(f"{name} is {value.dtype}, in the model {dtype}")
+        elif dtype.is_floating_point and not value.to(dtype).isfinite().all():
+            wrong.append(f"{name} has NaN or infinite numbers")
+    if wrong:
+        raise ValueError(
+            f"{path} cannot be used: {_some(wrong)}. Nothing was loaded. Use an earlier checkpoint, or other weights"
+        )
 
 
 def _refusal(report: LoadReport) -> str:

@@ -11,7 +11,9 @@ import io
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,11 +38,11 @@ class Contents(NamedTuple):
     rest: dict[str, Any]
 
 
-def read_checkpoint(path: str) -> Contents:
+def read_checkpoint(path: str, *, mmap: bool = False) -> Contents:
     """Read the local file `path`: `.safetensors`, `.pkl`, and anything else as a file of `torch.save`.
 
-    Raises OSError if it cannot be opened, and ValueError naming it if it is damaged, holds more than data, or has no
-    weights in it.
+    mmap: only map the tensors of a file of `torch.save`, which is fast, and does not find damage in them. Raises
+    OSError if it cannot be opened, and ValueError naming it if it is damaged, holds more than data, or has no weights.
     """
     with open(path, "rb") as file:  # so that a missing or locked file is not mistaken for a damaged one below
         start = file.read(64)
@@ -49,7 +51,7 @@ def read_checkpoint(path: str) -> Contents:
     elif path.endswith((".pkl", ".pickle")):
         read = _read_pickle
     else:
-        read = _read_torch
+        read = partial(_read_torch, mmap=mmap)
     try:
         data = read(path)
     except ForbiddenGlobal as error:
@@ -89,6 +91,11 @@ def _unnest(data: Any, path: str) -> Contents:
             value = torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("=")))
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise ValueError(f"{path}: {name!r} is a {type(value).__name__}, not a tensor; {_EXPECTED}")
+        if value.layout is not torch.strided or value.is_nested or value.is_quantized or value.is_meta:
+            kind = "meta" if value.is_meta else "quantized" if value.is_quantized else "sparse or nested"
+            raise ValueError(
+                f"{path}: {name!r} is a {kind} tensor; weights must be dense, with their numbers in the file"
+            )
         weights[name] = value.detach()
     for wrapper in _WRAPPERS * 2:  # either may be the outer one
         if all(name.startswith(wrapper) for name in weights):
@@ -159,7 +166,25 @@ def check_readable(path: str) -> None:
         ) from error
 
 
+def _check_sums(path: str) -> None:
+    """zipfile.BadZipFile if a part of the torch file `path` has changed since it was written.
+
+    torch.save writes a checksum (CRC-32) with every tensor; torch.load compares none.
+    """
+    with open(path, "rb") as file:
+        if file.read(4) != b"PK\3\4":
+            return  # the form before torch 1.6, which has none
+    with zipfile.ZipFile(path) as file:
+        for part in file.infolist():
+            if part.CRC:  # 0 where it was turned off (torch.serialization.set_crc32_options)
+                with file.open(part) as content:
+                    while content.read(2**20):
+                        pass
+
+
 def _read_torch(path: str, mmap: bool = False) -> Any:
+    if not mmap:
+        _check_sums(path)
     # Training states hold a few numpy numbers (a best score, a random state), which weights_only refuses by default.
     dtypes = {type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["AllFloat"] + "?"}
     admitted = [*((value, name) for name, value in _NUMPY_GLOBALS.items()), *dtypes]

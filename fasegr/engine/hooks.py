@@ -2,6 +2,7 @@
 
 import datetime
 import logging
+import math
 import os
 import re
 from collections import defaultdict
@@ -22,6 +23,8 @@ __all__ = ["BestCheckpoint", "Checkpoints", "Evaluation", "LearningRate", "Metri
 
 logger = logging.getLogger(__name__)
 
+CHECKPOINT = re.compile(r"model_(best|final|\d+)\.pth")
+KEPT = 100  # scalars of each name; detectron2's writers look at the last 20
 LOGGERS = ("fasegr", "detectron2", "fvcore")  # that have handlers of their own
 
 
@@ -65,12 +68,13 @@ class Metrics(HookBase):
         if not comm.is_main_process():
             return
         if self.trainer.start_iter == 0:
-            number = set_aside(self.output_dir, ("metrics.json", "last_checkpoint"))
+            checkpoints = [name for name in os.listdir(self.output_dir) if CHECKPOINT.fullmatch(name)]
+            number = set_aside(self.output_dir, ["metrics.json", "last_checkpoint", *checkpoints])
             if number is not None:
                 logger.warning(
-                    "%s holds an earlier run that is not being resumed: this one starts from the beginning and will "
-                    "overwrite its checkpoints. The earlier metrics.json and last_checkpoint were renamed to "
-                    "metrics.%d.json and last_checkpoint.%d. To keep both runs, stop now and set another OUTPUT_DIR",
+                    "%s holds an earlier run that is not being resumed: this one starts from the beginning. Its "
+                    "metrics.json, last_checkpoint and checkpoints were renamed to metrics.%d.json, last_checkpoint.%d "
+                    "and so on; delete them if they are not needed",
                     *(self.output_dir, number, number),
                 )
         self.file = MetricsFile(self.output_dir, self.trainer.start_iter)
@@ -86,6 +90,8 @@ class Metrics(HookBase):
         means = {name: total / self._counts[name] for name, total in self._sums.items()}
         self._sums.clear()
         self._counts.clear()
+        for history in getattr(self.trainer.storage, "histories", dict)().values():
+            del history.values()[:-KEPT]  # detectron2's storage keeps every scalar, which nothing reads
         if self.file is not None:
             eta = means["time"] * (self.trainer.max_iter - iteration - 1)
             means |= {"eta_seconds": eta, "memory": _peak_megabytes(self.trainer)}
@@ -111,17 +117,18 @@ class Metrics(HookBase):
         if self.file is not None:
             self.file.write(iteration, scalars)
 
-    def has_line(self, iteration: int, name: str) -> bool:
-        """Whether the run that is resumed here wrote `name` for `iteration`. The same in all processes."""
-        lines = self.file.lines if self.file is not None else []
-        return comm.all_gather(any(line["iteration"] == iteration and name in line for line in lines))[0]
+    def has_scores(self, task: str) -> bool:
+        """Whether the run that is resumed here wrote scores `task`/... for its last iteration. The same in all
+        processes."""
+        names = self.file.last if self.file is not None else ()
+        return comm.all_gather(any(name.startswith(f"{task}/") for name in names))[0]
 
     def state_dict(self) -> dict:
         return {"sums": dict(self._sums), "counts": dict(self._counts)}
 
     def load_state_dict(self, state: dict) -> None:
-        self._sums.update(state["sums"])
-        self._counts.update(state["counts"])
+        self._sums = defaultdict(float, state["sums"])
+        self._counts = defaultdict(int, state["counts"])
 
 
 class Checkpoints(HookBase):
@@ -130,57 +137,25 @@ class Checkpoints(HookBase):
     def __init__(self, checkpointer: Checkpointer, period: int):
         self.checkpointer = checkpointer
         self.period = period
+        self.complete = self.saved = -1  # the last iterations of which all state is there, and is in a checkpoint
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
         if done == self.trainer.max_iter:
             self.checkpointer.save("model_final", iteration=self.trainer.iter)
+            self.saved = self.trainer.iter
         elif done % self.period == 0:
             self.save_now()
+        self.complete = self.trainer.iter  # the hooks with a state came before this one
 
     def save_now(self) -> None:
-        self.checkpointer.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter)
-
-
-class Evaluation(HookBase):
-    """Evaluates every `period` iterations (0: never) and at the end.
-
-    If an earlier run was killed during an evaluation, after it had saved its checkpoint, that one is run first.
-    """
-
-    def __init__(self, period: int, evaluate: Callable[[], dict], metrics: Metrics, main_score: str):
-        """evaluate: called in all processes; returns nested results, {} in all but the main process.
-        main_score: name of the score whose presence in metrics.json shows that an evaluation was finished."""
-        self.period = period
-        self.evaluate = evaluate
-        self.metrics = metrics
-        self.main_score = main_score
-
-    def before_train(self) -> None:
-        done = self.trainer.start_iter
-        due = self.period > 0 and done > 0 and done % self.period == 0 and done < self.trainer.max_iter
-        if due and not self.metrics.has_line(done - 1, self.main_score):
-            self._run(done - 1)
-
-    def after_step(self) -> None:
-        done = self.trainer.iter + 1
-        if self.period > 0 and done % self.period == 0 and done < self.trainer.max_iter:
-            self._run(self.trainer.iter)
-
-    def after_train(self) -> None:
-        if self.trainer.iter >= self.trainer.max_iter:  # not after a failure or an interruption
-            self._run(self.trainer.max_iter - 1)
-
-    def _run(self, iteration: int) -> None:
-        with self.trainer.interruption.at_once():
-            scores = {name: float(score) for name, score in flatten(self.evaluate(), "/").items()}
-        self.trainer.storage.put_scalars(smoothing_hint=False, cur_iter=iteration, **scores)
-        self.metrics.write(iteration, scores)
-        comm.synchronize()
+        if self.saved != self.trainer.iter:
+            self.checkpointer.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter)
+            self.saved = self.trainer.iter
 
 
 class BestCheckpoint(HookBase):
-    """Keeps the weights with the highest `score` so far as model_best.pth. Place it after the evaluation.
+    """Keeps the weights with the highest `score` so far as model_best.pth. Place it before the evaluation.
 
     A resumed run reads the score from that file: regular checkpoints are saved before the evaluation.
     """
@@ -192,22 +167,66 @@ class BestCheckpoint(HookBase):
         self.best = -float("inf")
 
     def before_train(self) -> None:
-        if comm.is_main_process() and self.trainer.start_iter > 0 and os.path.isfile(self.path):
-            self.best = read_checkpoint(self.path).rest.get(self.score, self.best)
-        self._check()
+        if not comm.is_main_process() or self.trainer.start_iter == 0 or not os.path.exists(self.path):
+            return
+        try:
+            best = read_checkpoint(self.path).rest.get(self.score)
+        except (OSError, ValueError) as error:
+            logger.warning("The best model so far is lost, and the next one evaluated will take its place: %s", error)
+        else:
+            self.best = best if isinstance(best, int | float) and math.isfinite(best) else self.best
 
-    def after_step(self) -> None:
-        self._check()
-
-    def after_train(self) -> None:
-        self._check()
-
-    def _check(self) -> None:
-        value, iteration = self.trainer.storage.latest().get(self.score, (-float("inf"), -1))
+    def keep(self, iteration: int, scores: Mapping[str, float]) -> None:
+        """Save the model, which has these `scores` after `iteration`, if it is the best so far."""
+        value = scores.get(self.score, -float("inf"))
         if value > self.best:
             logger.info("%s is %.2f, the best so far: saving model_best.pth", self.score, value)
             self.best = value
             self.checkpointer.save_untagged("model_best", iteration=iteration, **{self.score: value})
+
+
+class Evaluation(HookBase):
+    """Evaluates every `period` iterations (0: never) and at the end.
+
+    If an earlier run was killed during an evaluation, after it had saved its checkpoint, that one is run first.
+    """
+
+    def __init__(self, period: int, evaluate: Callable[[], dict], metrics: Metrics, best: BestCheckpoint):
+        """evaluate: called in all processes; returns nested results, {} in all but the main process.
+        best: is shown the scores before they are written to `metrics`."""
+        self.period = period
+        self.evaluate = evaluate
+        self.metrics = metrics
+        self.best = best
+        self.task = best.score.rpartition("/")[0]
+
+    def before_train(self) -> None:
+        done = self.trainer.start_iter
+        due = self.period > 0 and done > 0 and done % self.period == 0 and done < self.trainer.max_iter
+        if due and not self.metrics.has_scores(self.task):
+            self._run(done - 1)
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if self.period > 0 and done % self.period == 0 and done < self.trainer.max_iter:
+            self._run(self.trainer.iter)
+
+    def after_train(self) -> None:
+        start, end = self.trainer.start_iter, self.trainer.max_iter
+        if self.trainer.iter < max(start + 1, end):  # after a failure or an interruption
+            return
+        if start >= end and self.metrics.has_scores(self.task):
+            logger.info("Its evaluation is in metrics.json, too: nothing is left to do")
+        else:
+            self._run(max(start, end) - 1)
+
+    def _run(self, iteration: int) -> None:
+        with self.trainer.interruption.at_once():
+            scores = {name: float(score) for name, score in flatten(self.evaluate(), "/").items()}
+        self.trainer.storage.put_scalars(smoothing_hint=False, cur_iter=iteration, **scores)
+        self.best.keep(iteration, scores)  # before the line: a run killed in between evaluates again
+        self.metrics.write(iteration, scores)
+        comm.synchronize()
 
 
 class Progress(HookBase):

@@ -7,10 +7,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
-__all__ = ["GradientClipper", "build_gradient_clipper", "build_optimizer", "parameter_groups"]
+__all__ = [
+    "GradientClipper",
+    "build_gradient_clipper",
+    "build_optimizer",
+    "load_optimizer_state",
+    "parameter_groups",
+]
 
 # _NormBase: BatchNorm, SyncBatchNorm and InstanceNorm
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")  # what AdamW and SGD keep for each parameter
 NOT_DECAYED = ("relative_position_bias_table", "absolute_pos_embed")
 
 GradientClipper = Callable[[Sequence[Tensor]], Tensor]
@@ -66,6 +73,22 @@ def build_optimizer(cfg, model: nn.Module) -> torch.optim.Optimizer:
     if solver.OPTIMIZER == "SGD":
         return torch.optim.SGD(groups, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, fused=True)
     return torch.optim.AdamW(groups, fused=True)
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """`optimizer.load_state_dict`, with each moment laid out in memory as its parameter is.
+
+    Fused optimizers walk through both by address. torch keeps the strides of the file, which differ where a weight is
+    channels-last on the one device only. Raises ValueError for moments of another shape.
+    """
+    optimizer.load_state_dict(state)
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if not isinstance(value, Tensor) or value.shape != parameter.shape:
+                if name in MOMENTS and value is not None:
+                    raise ValueError(f"{name} must be a tensor of the parameter's shape, {tuple(parameter.shape)}")
+                continue
+            values[name] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 def build_gradient_clipper(cfg) -> GradientClipper:

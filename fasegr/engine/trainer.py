@@ -19,13 +19,14 @@ from fasegr.engine.hooks import BestCheckpoint, Checkpoints, Evaluation, Learnin
 from fasegr.engine.interruption import Interrupted, Interruption
 from fasegr.engine.lr_scheduler import build_lr_scheduler
 from fasegr.engine.optimizer import build_gradient_clipper, build_optimizer
+from fasegr.engine.output_lock import locked
 from fasegr.engine.pictures import Pictures
 from fasegr.engine.seed import draw_seed, seed_all
-from fasegr.engine.train_step import TrainStep
+from fasegr.engine.train_step import NonFiniteLoss, TrainStep
 from fasegr.evaluation import build_evaluator, main_score
 from fasegr.inference.sliding_window import with_sliding_window
 from fasegr.inference.test_time_augmentation import SemanticSegmentorWithTTA, tta_cfg
-from fasegr.utils.files import replacing
+from fasegr.utils.files import remove_partial, replacing
 from fasegr.utils.nested import lookup
 
 __all__ = ["Trainer"]
@@ -145,9 +146,10 @@ class Trainer(DefaultTrainer):
         if cfg.DATASETS.TEST:
             first = cfg.DATASETS.TEST[0]
             score = main_score(cfg, first) if len(cfg.DATASETS.TEST) == 1 else f"{first}/{main_score(cfg, first)}"
+            best = BestCheckpoint(self.unwrapped_model, cfg.OUTPUT_DIR, score)
             hooks += [
-                Evaluation(cfg.TEST.EVAL_PERIOD, lambda: me.test(me.cfg, me.unwrapped_model), metrics, score),
-                BestCheckpoint(self.unwrapped_model, cfg.OUTPUT_DIR, score),
+                best,
+                Evaluation(cfg.TEST.EVAL_PERIOD, lambda: me.test(me.cfg, me.unwrapped_model), metrics, best),
                 Pictures(cfg.OUTPUT_DIR, lambda: me.build_test_loader(me.cfg, first), first),
             ]
         else:
@@ -163,11 +165,17 @@ class Trainer(DefaultTrainer):
     def train(self) -> None:
         """Train from `start_iter` to `max_iter`.
 
-        Ctrl-C and SIGTERM raise Interrupted, after the current step is finished and a checkpoint is saved.
+        Ctrl-C, SIGTERM and SIGHUP raise Interrupted, after the current step is finished and a checkpoint is saved. If a
+        step fails, the one before it is saved. Raises OSError if another training is using OUTPUT_DIR.
         """
+        with locked(self.cfg.OUTPUT_DIR):
+            self._train()
+
+    def _train(self) -> None:
         # detectron2's loop does not handle interruptions, and prints a traceback for a user's mistake too.
         if comm.is_main_process():
             os.makedirs(self.cfg.OUTPUT_DIR, exist_ok=True)
+            remove_partial(self.cfg.OUTPUT_DIR)
             with replacing(os.path.join(self.cfg.OUTPUT_DIR, "config.yaml")) as file:
                 file.write(self.cfg.dump())  # with the seed that was drawn, or that came with the checkpoint
         self._sampler.start_iteration = self.iter = self.start_iter
@@ -194,17 +202,40 @@ class Trainer(DefaultTrainer):
                 self.before_step()
                 stop = self.run_step()
                 self.after_step()
-                if stop:
-                    raise Interrupted(self.interruption.signum or signal.SIGTERM)  # or another process got the signal
+                if stop:  # this process, or another one, got a signal
+                    raise Interrupted(self.interruption.signum or signal.SIGTERM, together=True)
             self.iter += 1
         except Interrupted as interrupted:
-            if self.iter >= self.start_iter:
-                self._checkpoints.save_now()
+            how = str(interrupted).capitalize()
+            if self.iter < self.start_iter:
+                logger.info("%s before a step was finished: there is nothing to save", how)
+                raise
+            self._checkpoints.save_now()
             logger.info(
                 "%s after iteration %d; a checkpoint is in %s. To continue, run the same command with --resume",
-                *(str(interrupted).capitalize(), self.iter + 1, self.cfg.OUTPUT_DIR),
+                *(how, self.iter + 1, self.cfg.OUTPUT_DIR),
             )
             raise
+        except NonFiniteLoss:
+            raise
+        except Exception as error:
+            self._save_complete_step(error)
+            raise
+
+    def _save_complete_step(self, error: Exception) -> None:
+        """Save the last step of which all is there, so that `error` in a later one costs no other."""
+        complete = self._checkpoints.complete
+        if complete != self._trainer.updated or complete < self.start_iter or not comm.is_main_process():
+            return
+        at, self.iter = self.iter, complete
+        try:
+            self._checkpoints.save_now()
+            logger.error(
+                "%s at iteration %d. Iteration %d is saved in %s; to continue, run the same command with --resume",
+                *(type(error).__name__, at + 1, complete + 1, self.cfg.OUTPUT_DIR),
+            )
+        except (OSError, RuntimeError, ValueError) as failure:  # as on a GPU whose context is lost
+            logger.error("After this error, iteration %d could not be saved: %s", complete + 1, failure)
 
     def run_step(self) -> bool:
         """One update of the weights. Returns whether some process wants to stop after it."""
@@ -227,11 +258,12 @@ class Trainer(DefaultTrainer):
 
     def _fetch(self) -> list[list[dict]]:
         try:
-            return self._trainer.fetch()
+            with self.interruption.waiting_for_workers():
+                return self._trainer.fetch()
         except Exception:
             if self.interruption.signum is None:
                 raise
-            # Ctrl-C in the terminal reaches data workers too, and kills those that were not forked from this process.
+            # The signal reached data workers too, before they could ignore it, or on macOS.
             self.iter -= 1  # the last step that was finished
             raise Interrupted(self.interruption.signum) from None
 
@@ -239,6 +271,9 @@ class Trainer(DefaultTrainer):
         return {**super().state_dict(), "seed": self.cfg.SEED}
 
     def load_state_dict(self, state: dict) -> None:
+        for key in ("iteration", "seed"):
+            if not isinstance(state[key], int) or state[key] < 0:
+                raise ValueError(f"{key} is {state[key]!r}; it must be an int >= 0")
         super().load_state_dict(state)
         if state["seed"] != self.cfg.SEED:
             logger.info("SEED is %d, that of the run in the checkpoint, instead of %d", state["seed"], self.cfg.SEED)
@@ -268,10 +303,9 @@ def _distribute(model: nn.Module) -> nn.Module:
     """`model`, wrapped to average gradients where there is more than one process."""
     if comm.get_world_size() == 1:
         return model
-    on_gpu = next(model.parameters()).is_cuda
     # Plain batch norm computes statistics in each process; the main one's, which are saved, are sent to all.
     # Frozen statistics and SyncBN's are equal already.
     differ = any(type(module) is nn.BatchNorm2d for module in model.modules())
-    return DistributedDataParallel(
-        model, device_ids=[comm.get_local_rank()] if on_gpu else None, broadcast_buffers=differ
-    )
+    # Without device_ids, since with them every tensor of the batch is copied to the GPU before the model does it, and
+    # waited for.
+    return DistributedDataParallel(model, broadcast_buffers=differ)

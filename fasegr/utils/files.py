@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["replacing", "write_json"]
+__all__ = ["remove_partial", "replacing", "write_json"]
 
 
 @contextlib.contextmanager
@@ -19,10 +20,11 @@ def replacing(
     """A file that takes the name `path` when the block ends without an error, and is deleted otherwise.
 
     mode: "w" (UTF-8 text) or "wb". check: called with the name of the finished file before it is renamed; an error that
-    it raises leaves `path` as it was. durable: wait until the bytes are on disk, so that a power cut leaves the old
-    file or the new one; it costs time, so files that can be made again do without.
+    it raises leaves `path` as it was. durable: wait until the bytes and the new name are on disk, so that a power cut
+    leaves the old file or the new one, and the new one after the block; files that can be made again do without.
 
-    Until then the file is called `path` + ".PID.partial": several processes may write the same path.
+    Until then the file is called `path` + ".PID.partial": several processes may write the same path. Of an OSError, the
+    message has the name.
     """
     partial = f"{os.fspath(path)}.{os.getpid()}.partial"
     try:
@@ -34,9 +36,32 @@ def replacing(
         if check is not None:
             check(partial)
         os.replace(partial, path)
+        if durable:
+            _flush_folder(os.path.dirname(os.path.abspath(path)))
+    except OSError as error:
+        error.filename = error.filename or os.fspath(path)  # writing and flushing know only a number
+        raise
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.remove(partial)
+
+
+def remove_partial(folder: str | os.PathLike) -> None:
+    """Delete what processes left in `folder` that were killed inside `replacing`. Nobody may be writing there."""
+    for path in Path(folder).glob("*.partial"):
+        path.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: str) -> None:
+    """Wait until the names in `folder` are on disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that cannot do that
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def write_json(content: Any, path: str | os.PathLike, **options: Any) -> None:

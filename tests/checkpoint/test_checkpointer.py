@@ -1,5 +1,7 @@
 import os
+from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 from fvcore.common.checkpoint import PeriodicCheckpointer
@@ -183,6 +185,15 @@ def test_name_with_a_folder_is_refused(name, tmp_path):
         Training(tmp_path).checkpointer.save(name)
 
 
+def test_a_full_disk_says_so(tmp_path, monkeypatch):
+    """torch's own message is `unexpected pos 64 vs 0`."""
+    training = Training(tmp_path)
+    with open("/dev/full", "wb", buffering=0) as full:
+        monkeypatch.setattr(module, "replacing", lambda *args, **kwargs: nullcontext(full))
+        with pytest.raises(OSError, match=r"could not write checkpoint .*model_final\.pth.*No space left on device"):
+            training.checkpointer.save("model_final")
+
+
 def test_only_the_writing_process_writes(tmp_path):
     checkpointer = Checkpointer(Model(), str(tmp_path), save_to_disk=False)
     checkpointer.save("model_final")
@@ -190,24 +201,150 @@ def test_only_the_writing_process_writes(tmp_path):
     assert file_names(tmp_path) == []
 
 
-def test_damaged_checkpoint_is_named_and_nothing_is_loaded(tmp_path):
-    training = Training(tmp_path, steps=1)
-    training.checkpointer.save("model_final")
-    path = tmp_path / "model_final.pth"
+def three(folder):
+    """A training with model_0000001, model_0000003 and model_final (of iteration 5) in `folder`."""
+    training = Training(folder, steps=2)
+    for name, iteration in (("model_0000001", 1), ("model_0000003", 3), ("model_final", 5)):
+        training.learn(2)
+        training.checkpointer.save(name, iteration=iteration)
+    return training
+
+
+def flip(path):
+    """Change a bit of a weight."""
+    data = bytearray(path.read_bytes())
+    weight = torch.load(path, weights_only=True)["model"]["backbone.weight"].numpy().tobytes()
+    data[data.index(weight) + 7] ^= 1
+    path.write_bytes(data)
+
+
+def tear(path):
     path.write_bytes(path.read_bytes()[:-100])
+
+
+def without_state(path):
+    data = torch.load(path, weights_only=True)
+    torch.save({"model": data["model"], "iteration": 9}, path)
+
+
+def state_of_something_else(path):
+    data = torch.load(path, weights_only=True)
+    torch.save({**data, "optimizer": {"a": 1}}, path)
+
+
+def of_another_model(path):
+    Training(path.parent / "other", classes=7).checkpointer.save(path.stem, iteration=9)
+    (path.parent / "other" / path.name).replace(path)
+
+
+def not_finite(path):
+    data = torch.load(path, weights_only=True)
+    data["model"]["backbone.weight"][1, 2] = float("nan")
+    torch.save(data, path)
+
+
+DAMAGES = {
+    "torn": (tear, "damaged or incomplete"),
+    "empty": (lambda path: path.write_bytes(b""), "damaged or incomplete"),
+    "text": (lambda path: path.write_text("model"), "damaged or incomplete"),
+    "a flipped bit": (flip, "damaged or incomplete"),
+    "deleted": (lambda path: path.unlink(), "which is no file"),
+    "a folder": (lambda path: (path.unlink(), path.mkdir()), "which is no file"),
+    "weights alone": (without_state, "not the state of a training"),
+    "another state": (state_of_something_else, "entry 'optimizer' is not the state of this training"),
+    "another model": (of_another_model, "of a training of another model"),
+    "NaN": (not_finite, "backbone.weight has NaN"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_the_newest_whole_checkpoint_is_resumed_from(damage, tmp_path, caplog):
+    three(tmp_path)
+    break_it, why = DAMAGES[damage]
+    break_it(tmp_path / "model_final.pth")
+    assert Training(tmp_path).checkpointer.resume_or_load("", resume=True) == {"iteration": 3}
+    assert "Resuming from" in caplog.text
+    assert "model_0000003.pth" in caplog.text
+    assert why in caplog.text
+
+    flip(tmp_path / "model_0000003.pth")
+    assert Training(tmp_path).checkpointer.resume_or_load("", resume=True) == {"iteration": 1}
+
+
+TAGS = {
+    "none": None,
+    "nothing": b"",
+    "not UTF-8": b"\xff\xfe\0",
+    "long": b"m" * 10**6,
+    "a file that is not there": b"model_0009999.pth",
+    "another folder's": b"../other/model_final.pth",
+    "something else": b"model_best.pth",
+}
+
+
+@pytest.mark.parametrize("tag", TAGS)
+@pytest.mark.parametrize("final_is_last", [True, False])
+def test_a_lost_or_foreign_last_checkpoint(tag, final_is_last, tmp_path, caplog):
+    training = three(tmp_path)
+    three(tmp_path / "other") if tag == "another folder's" else None
+    training.checkpointer.save_untagged("model_best", iteration=7)
+    torch.save(training.model.state_dict(), tmp_path / "model_best.pth")
+    if not final_is_last:  # MAX_ITER was raised after the end
+        training.checkpointer.save("model_0000008", iteration=8)
+    (tmp_path / "last_checkpoint").unlink()
+    if TAGS[tag] is not None:
+        (tmp_path / "last_checkpoint").write_bytes(TAGS[tag])
+    resumed = Training(tmp_path).checkpointer
+    assert resumed.has_checkpoint()
+    assert resumed.resume_or_load("", resume=True)["iteration"] == (5 if final_is_last else 8)
+    assert "last_checkpoint" in caplog.text or "model_best" in caplog.text
+
+
+def test_an_earlier_checkpoint_can_be_chosen(tmp_path, caplog):
+    three(tmp_path)
+    tear(tmp_path / "model_final.pth")  # which is not looked at
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth\n")
+    assert Training(tmp_path).checkpointer.resume_or_load("", resume=True) == {"iteration": 1}
+    assert "What is wrong" not in caplog.text
+
+
+def test_nothing_whole_is_an_error_and_no_new_start(tmp_path):
+    training = three(tmp_path)
+    for path in tmp_path.glob("*.pth"):
+        flip(path)
     resumed = Training(tmp_path)
     before = {name: value.clone() for name, value in resumed.model.state_dict().items()}
-    with pytest.raises(ValueError, match=r"model_final\.pth.*damaged or incomplete"):
+    with pytest.raises(
+        ValueError, match=r"run without --resume(.|\n)*model_final(.|\n)*model_0000003(.|\n)*model_0000001"
+    ):
         resumed.checkpointer.resume_or_load("", resume=True)
     assert_close(resumed.model.state_dict(), before, rtol=0, atol=0)
-
-
-def test_last_checkpoint_that_was_deleted_is_named(tmp_path):
-    training = Training(tmp_path)
-    training.checkpointer.save("model_final")
-    (tmp_path / "model_final.pth").unlink()
-    with pytest.raises(FileNotFoundError, match=r"model_final\.pth"):
+    for path in tmp_path.glob("*.pth"):
+        path.unlink()
+    with pytest.raises(ValueError, match=r"last_checkpoint names 'model_final\.pth', which is no file"):
         training.checkpointer.resume_or_load("", resume=True)
+
+
+def test_every_flipped_bit_is_found_or_harmless(tmp_path):
+    """The rest of a file are names and sizes of its parts, times and padding."""
+    training = Training(tmp_path, steps=2)
+    training.checkpointer.save("model_final", iteration=1)
+    path = tmp_path / "model_final.pth"
+    data, whole = path.read_bytes(), read_checkpoint(str(path))
+    rng = np.random.default_rng(0)
+    found = 0
+    for position, bit in zip(rng.integers(0, len(data), 300), rng.integers(0, 8, 300), strict=True):
+        flipped = bytearray(data)
+        flipped[position] ^= 1 << int(bit)
+        path.write_bytes(flipped)
+        try:
+            contents = read_checkpoint(str(path))
+        except ValueError:
+            found += 1
+        else:
+            assert_close(contents.weights, whole.weights, rtol=0, atol=0)
+            assert_close(contents.rest["optimizer"], whole.rest["optimizer"], rtol=0, atol=0)
+    assert found > 50
 
 
 def test_failure_of_another_process_stops_this_one(tmp_path, monkeypatch):

@@ -297,6 +297,35 @@ def test_the_refusal_shows_a_short_table(save):
     assert "MODEL keys" in message
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf"), 1e300])
+def test_weights_that_are_not_finite_are_named(number, save):
+    model, file = small(), copy_of(small())
+    file["backbone.stem.conv1.weight"] = file["backbone.stem.conv1.weight"].double()
+    file["backbone.stem.conv1.weight"][0, 0, 0, 0] = number  # 1e300 is infinite in the model's float32
+    before = copy_of(model)
+    with pytest.raises(ValueError, match=r"weights\.pth cannot be used: backbone\.stem\.conv1\.weight has NaN or inf"):
+        load_checkpoint(model, save(file))
+    assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+OTHER_TYPES = (torch.complex64, torch.int64, torch.uint8, torch.bool, torch.float8_e4m3fn, torch.float8_e5m2)
+
+
+@pytest.mark.parametrize("dtype", OTHER_TYPES, ids=str)
+def test_weights_of_a_type_that_cannot_be_are_named(dtype, save):
+    file = copy_of(small())
+    file["backbone.stem.conv1.weight"] = file["backbone.stem.conv1.weight"].to(dtype)
+    with pytest.raises(ValueError, match=rf"conv1\.weight is {dtype}, in the model torch\.float32"):
+        load_checkpoint(small(), save(file))
+
+
+def test_a_step_count_is_an_integer(save):
+    file = copy_of(small(norm="BN"))
+    name = next(name for name in file if name.endswith("num_batches_tracked"))
+    with pytest.raises(ValueError, match=r"num_batches_tracked is torch\.float32, in the model torch\.int64"):
+        load_checkpoint(small(norm="BN"), save({**file, name: torch.tensor(1.0)}))
+
+
 def test_dtype_of_the_model_is_kept(save):
     source, target = small(), small()
     load_checkpoint(target, save(source.half().state_dict()))

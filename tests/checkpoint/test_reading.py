@@ -201,6 +201,44 @@ def test_array_of_objects_is_no_weight(tmp_path):
         read_checkpoint(path)
 
 
+ODD = {
+    "sparse": lambda: torch.eye(2).to_sparse(),
+    "sparse or": lambda: torch.eye(2).to_sparse_csr(),
+    "meta": lambda: torch.empty(2, device="meta"),
+    "quantized": lambda: torch.quantize_per_tensor(torch.eye(2), 0.1, 0, torch.qint8),
+    "or nested": lambda: torch.nested.nested_tensor([torch.zeros(1), torch.zeros(2)]),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ODD)
+def test_tensors_that_are_no_weights(kind, tmp_path):
+    path = saved({"model": {**WEIGHTS, "odd": ODD[kind]()}}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=rf"x\.pth: 'odd' is a .*{kind}.* tensor|x\.pth.*cannot be read"):
+        read_checkpoint(path)
+
+
+def test_a_changed_tensor_is_damage(tmp_path):
+    path = tmp_path / "x.pth"
+    weights = {"w": torch.full((64, 64), 1.5)}
+    saved({"model": weights}, path)
+    data = path.read_bytes()
+    at = data.index(b"\x00\x00\xc0\x3f" * 64) + 1000
+    path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+    assert not torch.equal(torch.load(path)["model"]["w"], weights["w"]), "torch does not notice"
+    with pytest.raises(ValueError, match=r"x\.pth.*damaged"):
+        read_checkpoint(str(path))
+
+
+def test_a_file_without_checksums(tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        path = saved(WEIGHTS, tmp_path / "x.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert_close(read_checkpoint(path).weights, WEIGHTS)
+
+
 def test_missing_file_stays_an_os_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_checkpoint(str(tmp_path / "nowhere.pth"))

@@ -79,76 +79,153 @@ def test_checkpoints_and_the_final_one(trainer):
     assert saved == [("model_0000002", 2), ("model_0000005", 5), ("model_final", 6)]
 
 
-def make_evaluation(trainer, tmp_path, period=2, start_iter=0):
-    trainer.start_iter = start_iter
+class Best:
+    """Notes in `calls` what the evaluation does, and may be killed instead of writing model_best."""
+
+    score = "sem_seg/mIoU"
+
+    def __init__(self, calls, killed=False):
+        self.calls, self.killed = calls, killed
+
+    def keep(self, iteration, scores):
+        if self.killed:
+            raise KeyboardInterrupt
+        self.calls.append(("best", iteration, scores[self.score]))
+
+
+def make_evaluation(trainer, tmp_path, period=2, start_iter=0, killed=False):
+    trainer.iter = trainer.start_iter = start_iter
     metrics = Metrics(str(tmp_path))
-    ran = []
+    calls = []
 
     def evaluate():
-        ran.append(trainer.iter)
+        calls.append(("evaluate", trainer.iter))
         return {"sem_seg": {"mIoU": 50.0 - trainer.iter, "IoU-boat": float("nan")}}
 
-    evaluation = Evaluation(period, evaluate, metrics, "sem_seg/mIoU")
+    evaluation = Evaluation(period, evaluate, metrics, Best(calls, killed))
     attach(trainer, metrics, evaluation)
-    return metrics, evaluation, ran
+    return metrics, evaluation, calls
+
+
+def evaluated(calls):
+    return [call[1] for call in calls if call[0] == "evaluate"]
 
 
 def test_evaluation_comes_periodically_and_at_the_end(trainer, tmp_path):
-    metrics, evaluation, ran = make_evaluation(trainer, tmp_path)
+    metrics, evaluation, calls = make_evaluation(trainer, tmp_path)
     go(trainer, [evaluation], 0, 6)
-    assert ran == [1, 3, 5]
+    assert evaluated(calls) == [1, 3, 5]
     trainer.iter = 7
     evaluation.after_train()
     metrics.close()
-    assert ran == [1, 3, 5, 7]
+    assert evaluated(calls) == [1, 3, 5, 7]
     assert [line["iteration"] for line in lines(tmp_path)] == [1, 3, 5, 6]
     assert trainer.storage.latest()["sem_seg/mIoU"] == (43.0, 6)
+    assert [call for call in calls if call[0] == "best"][-1] == ("best", 6, 43.0)
 
 
-def test_no_evaluation_after_a_failure(trainer, tmp_path):
-    _, evaluation, ran = make_evaluation(trainer, tmp_path, period=0)
-    trainer.iter = 6  # during the last iteration
+@pytest.mark.parametrize(("start", "at"), [(0, 6), (7, 7)])
+def test_no_evaluation_after_a_failure(trainer, tmp_path, start, at):
+    _, evaluation, calls = make_evaluation(trainer, tmp_path, period=0, start_iter=start)
+    trainer.iter = at  # during the last iteration, or before the first of a run that has nothing left to do
     evaluation.after_train()
-    assert ran == []
+    assert calls == []
 
 
 @pytest.mark.parametrize(("written", "runs"), [(False, 1), (True, 0)])
-def test_an_evaluation_that_was_killed_is_made_up(trainer, tmp_path, written, runs):
-    lines = [{"iteration": 3, "total_loss": 1.0}] + [{"iteration": 3, "sem_seg/mIoU": 40.0}] * written
+@pytest.mark.parametrize("score", ["sem_seg/mIoU", "sem_seg/pACC"])  # numbers that are not finite are not written
+def test_an_evaluation_that_was_killed_is_made_up(trainer, tmp_path, written, runs, score):
+    lines = [{"iteration": 3, "total_loss": 1.0}] + [{"iteration": 3, score: 40.0}] * written
     (tmp_path / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    _, _, ran = make_evaluation(trainer, tmp_path, start_iter=4)
-    assert len(ran) == runs
+    _, _, calls = make_evaluation(trainer, tmp_path, start_iter=4)
+    assert len(evaluated(calls)) == runs
     assert ("sem_seg/mIoU" in trainer.storage.latest()) == (runs == 1)
 
 
-def test_the_best_weights_are_kept_and_known_to_a_resumed_run(trainer, tmp_path):
-    def score(hook, value, iteration):
-        with torch.no_grad():
-            model.weight.fill_(value)
-        trainer.storage.put_scalars(smoothing_hint=False, cur_iter=iteration, **{"sem_seg/mIoU": value})
-        hook.after_step()
-        return torch.load(tmp_path / "model_best.pth", weights_only=True)
+def test_a_run_killed_while_it_writes_model_best_evaluates_again(trainer, tmp_path):
+    metrics, evaluation, calls = make_evaluation(trainer, tmp_path, killed=True)
+    with pytest.raises(KeyboardInterrupt):
+        go(trainer, [evaluation], 0, 1)
+    metrics.close()
+    _, _, calls = make_evaluation(trainer, tmp_path, start_iter=2)
+    assert calls == [("evaluate", 2), ("best", 1, 48.0)]
 
+
+@pytest.mark.parametrize(("written", "runs"), [(False, 1), (True, 0)])
+def test_a_finished_run_is_evaluated_once(trainer, tmp_path, written, runs):
+    (tmp_path / "metrics.json").write_text('{"iteration": 6, "sem_seg/mIoU": 40.0}\n' * written)
+    metrics, evaluation, calls = make_evaluation(trainer, tmp_path, start_iter=7)
+    trainer.iter = 8
+    evaluation.after_train()
+    metrics.close()
+    assert len(evaluated(calls)) == runs
+    assert [line["iteration"] for line in lines(tmp_path)] == [6]
+
+
+def make_best(trainer, tmp_path, start_iter=0):
     model = nn.Linear(1, 1)
-    hook = BestCheckpoint(model, str(tmp_path), "sem_seg/mIoU")
-    attach(trainer, hook)
-    assert not (tmp_path / "model_best.pth").exists(), "nothing was evaluated yet"
-    for value, best in ((float("nan"), None), (40.0, 40.0), (50.0, 50.0), (45.0, 50.0)):
-        if best is None:
-            trainer.storage.put_scalars(smoothing_hint=False, **{"sem_seg/mIoU": value})
-            hook.after_step()
-            assert not (tmp_path / "model_best.pth").exists()
-            continue
-        saved = score(hook, value, iteration=3)
-        assert saved["sem_seg/mIoU"] == saved["model"]["weight"].item() == best
+    best = BestCheckpoint(model, str(tmp_path), "sem_seg/mIoU")
+    trainer.start_iter = start_iter
+    attach(trainer, best)
+
+    def keep(score, iteration):
+        nn.init.constant_(model.weight, iteration)
+        best.keep(iteration, {"sem_seg/mIoU": score})
+
+    return keep
+
+
+def best_iteration(tmp_path):
+    saved = torch.load(tmp_path / "model_best.pth", weights_only=True)
+    assert saved["model"]["weight"].item() == saved["iteration"]
+    return saved["iteration"]
+
+
+def test_the_best_weights_are_kept_and_known_to_a_resumed_run(trainer, tmp_path):
+    keep = make_best(trainer, tmp_path)
+    keep(float("nan"), 0)
+    assert not (tmp_path / "model_best.pth").exists()
+    for score, iteration, best in ((40.0, 1, 1), (50.0, 2, 2), (45.0, 3, 2)):
+        keep(score, iteration)
+        assert best_iteration(tmp_path) == best
     assert not (tmp_path / "last_checkpoint").exists(), "a run does not resume from the best checkpoint"
 
-    trainer.start_iter = 4
-    with EventStorage(4) as trainer.storage:
-        hook = BestCheckpoint(model, str(tmp_path), "sem_seg/mIoU")
-        attach(trainer, hook)
-        assert score(hook, 47.0, iteration=5)["sem_seg/mIoU"] == 50.0
-        assert score(hook, 51.0, iteration=6)["sem_seg/mIoU"] == 51.0
+    keep = make_best(trainer, tmp_path, start_iter=4)
+    for score, iteration, best in ((47.0, 5, 2), (51.0, 6, 6)):
+        keep(score, iteration)
+        assert best_iteration(tmp_path) == best
+
+
+def damage(path, kind):
+    if kind == "foreign":
+        torch.save({"w": torch.zeros(1)}, path)
+    elif kind == "score":
+        torch.save({"model": {"w": torch.zeros(1)}, "sem_seg/mIoU": "high"}, path)
+    else:
+        data = bytearray(path.read_bytes())
+        path.write_bytes(data[:-9] if kind == "torn" else b"")
+
+
+@pytest.mark.parametrize("kind", ["torn", "empty", "foreign", "score"])
+def test_a_damaged_model_best_does_not_keep_a_run_from_going_on(trainer, tmp_path, kind, caplog):
+    make_best(trainer, tmp_path)(50.0, 1)
+    damage(tmp_path / "model_best.pth", kind)
+    keep = make_best(trainer, tmp_path, start_iter=2)
+    assert ("model_best.pth" in caplog.text) == (kind in ("torn", "empty"))
+    keep(40.0, 3)
+    assert best_iteration(tmp_path) == 3
+
+
+def test_scalars_that_nothing_reads_are_forgotten(trainer, tmp_path):
+    """detectron2's storage keeps them all."""
+    metrics = Metrics(str(tmp_path), period=50)
+    attach(trainer, metrics)
+    trainer.max_iter = 10_000
+    go(trainer, [metrics], 0, 499)
+    metrics.close()
+    kept = getattr(trainer.storage, "histories", dict)()
+    assert all(len(history.values()) <= 150 for history in kept.values())
+    assert trainer.storage.latest()["total_loss"] == (4990.0, 499)
 
 
 def test_the_learning_rate_of_the_largest_group_is_noted(trainer):

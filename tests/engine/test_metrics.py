@@ -1,5 +1,7 @@
 import json
 
+import pytest
+
 from fasegr.engine.metrics import MetricsFile, set_aside
 
 
@@ -28,7 +30,7 @@ def test_a_resumed_run_drops_what_it_writes_again(tmp_path):
         torn.write('{"iteration": 79, "total_l')  # the machine went down
 
     file = MetricsFile(str(tmp_path), 40)
-    assert [line["iteration"] for line in file.lines] == [19, 39]
+    assert file.last == {"iteration", "total_loss"}, "of iteration 39"
     file.write(59, {"total_loss": 2.0})
     file.close()
     assert [(line["iteration"], line["total_loss"]) for line in read(tmp_path / "metrics.json")] == [
@@ -36,6 +38,18 @@ def test_a_resumed_run_drops_what_it_writes_again(tmp_path):
         (39, 1.0),
         (59, 2.0),
     ]
+
+
+@pytest.mark.parametrize(
+    "content", [b'{\n  "a": [1, 2]\n}\n', b'["\xff"]', b"[" * 100_000, b'{"iteration": "x"}\n{}\n', b"\0"]
+)
+def test_a_file_of_something_else_is_kept_under_another_name(tmp_path, content, caplog):
+    whole = b'{"iteration": 3, "total_loss": 1.0}\n'
+    (tmp_path / "metrics.json").write_bytes(content + b"\n" + whole)
+    MetricsFile(str(tmp_path), 9).close()
+    assert (tmp_path / "metrics.json").read_bytes() == whole
+    assert (tmp_path / "metrics.1.json").read_bytes() == content + b"\n" + whole
+    assert "metrics.1.json has them" in caplog.text
 
 
 def test_set_aside_numbers_files_together(tmp_path):

@@ -1,10 +1,12 @@
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import nn
 
 from fasegr.config import add_fasegr_config
 from fasegr.d2 import get_cfg
-from fasegr.engine.optimizer import build_gradient_clipper, build_optimizer, parameter_groups
+from fasegr.engine.optimizer import build_gradient_clipper, build_optimizer, load_optimizer_state, parameter_groups
 
 
 class Model(nn.Module):
@@ -65,6 +67,39 @@ def test_optimizers_from_config(name, kind):
 def test_nothing_to_train():
     with pytest.raises(ValueError, match="no trainable parameter"):
         build_optimizer(make_cfg(), Model().requires_grad_(False))
+
+
+def step(convolution, optimizer, at):
+    gradient = torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(at))
+    convolution.weight.grad = torch.empty_like(convolution.weight).copy_(gradient)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("name", ["ADAMW", "SGD"])
+@pytest.mark.parametrize("here", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("there", [torch.contiguous_format, torch.channels_last])
+def test_moments_go_to_weights_of_another_layout(name, here, there):
+    """A GPU's weights are channels-last, a CPU's are not, and fused optimizers go by addresses."""
+    source, target = (nn.Conv2d(4, 8, 3, bias=False).to(memory_format=layout) for layout in (there, here))
+    optimizers = [
+        build_optimizer(make_cfg("SOLVER.OPTIMIZER", name, "SOLVER.BASE_LR", 0.1), m) for m in (source, target)
+    ]
+    for at in range(3):
+        step(source, optimizers[0], at)
+    target.load_state_dict(source.state_dict())
+    load_optimizer_state(optimizers[1], deepcopy(optimizers[0].state_dict()))
+    step(source, optimizers[0], 3)
+    step(target, optimizers[1], 3)
+    torch.testing.assert_close(target.weight, source.weight)
+
+
+def test_moments_of_another_shape_are_refused():
+    models = [nn.Linear(2, 3), nn.Linear(3, 2)]
+    optimizers = [build_optimizer(make_cfg(), model) for model in models]
+    models[0](torch.ones(2)).sum().backward()
+    optimizers[0].step()
+    with pytest.raises(ValueError, match=r"exp_avg must be a tensor of the parameter's shape, \(2, 3\)"):
+        load_optimizer_state(optimizers[1], optimizers[0].state_dict())
 
 
 def parameters_with_gradients(*values):

@@ -1,18 +1,24 @@
 import logging
 import os
 import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from fasegr.checkpoint import read_checkpoint
+from fasegr.checkpoint import Checkpointer, read_checkpoint
 from fasegr.d2 import HookBase, MetadataCatalog
 from fasegr.engine import Trainer
 from fasegr.engine.interruption import Interrupted
-from fasegr.engine.train_step import NonFiniteLoss
+from fasegr.engine.train_step import NonFiniteLoss, TrainStep
 from fasegr.utils.metrics_file import read_metrics
 from tests.engine.tiny_training import TinySegmentor, tiny_cfg
+
+ROOT = Path(__file__).parents[2]
 
 
 class SignalAt(HookBase):
@@ -148,25 +154,127 @@ def test_workers_that_die_of_a_ctrl_c_do_not_cost_the_steps_before(dataset_root,
     assert read_checkpoint(str(tmp_path / "model_0000002.pth")).rest["trainer"]["iteration"] == 2
 
 
-def test_a_finished_run_that_is_resumed_is_evaluated(dataset_root, tmp_path, caplog):
+class Fails(HookBase):
+    """Raises `error` from the place `where`, in the iteration `iteration`."""
+
+    def __init__(self, monkeypatch, where, iteration, error):
+        self.monkeypatch, self.where, self.iteration, self.error = monkeypatch, where, iteration, error
+
+    def before_step(self):
+        if self.trainer.iter == self.iteration:
+            self.monkeypatch.setattr(*self.where, self.fail)
+
+    def fail(self, *args, **kwargs):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("where", "saved"),
+    [
+        ((TrainStep, "fetch"), 2),
+        ((TinySegmentor, "forward"), 2),
+        ((torch.amp.GradScaler, "step"), 1),  # it may have changed some weights
+        ((Trainer, "test"), 3),
+    ],
+)
+def test_an_error_does_not_cost_the_steps_before(dataset_root, tmp_path, monkeypatch, where, saved):
+    cfg = tiny_cfg(dataset_root, tmp_path / "out", "TEST.EVAL_PERIOD", 2, "SOLVER.CHECKPOINT_PERIOD", 2)
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="out of order"):
+        run(cfg, hooks=[Fails(patch, where, 3, RuntimeError("out of order"))])
+    assert (tmp_path / "out" / "last_checkpoint").read_text() == f"model_{saved:07d}.pth"
+    run(cfg, resume=True)
+    run(tiny_cfg(dataset_root, tmp_path / "whole", "TEST.EVAL_PERIOD", 2, "SOLVER.CHECKPOINT_PERIOD", 2))
+    assert metrics(tmp_path / "out") == metrics(tmp_path / "whole")
+
+
+def test_an_error_on_a_full_disk_stays_that_error(dataset_root, tmp_path, monkeypatch, caplog):
+    def full(self, name, **kwargs):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Checkpointer, "save", full)
+    cfg = tiny_cfg(dataset_root, tmp_path, "SOLVER.CHECKPOINT_PERIOD", 100)
+    with pytest.raises(RuntimeError, match="out of order"):
+        run(cfg, hooks=[Fails(monkeypatch, (TrainStep, "fetch"), 3, RuntimeError("out of order"))])
+    assert "iteration 3 could not be saved: No space left on device" in caplog.text
+
+
+def test_interrupted_before_the_first_step_claims_no_checkpoint(dataset_root, tmp_path, monkeypatch, caplog):
+    def fetch(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise RuntimeError("DataLoader worker exited unexpectedly")
+
+    monkeypatch.setattr(TrainStep, "fetch", fetch)
+    with caplog.at_level("INFO"), pytest.raises(Interrupted):
+        run(tiny_cfg(dataset_root, tmp_path))
+    assert "nothing to save" in caplog.text
+    assert "a checkpoint is in" not in caplog.text
+
+
+def test_a_finished_run_that_is_resumed_does_nothing(dataset_root, tmp_path, caplog):
     cfg = tiny_cfg(dataset_root, tmp_path)
     run(cfg)
-    before = metrics(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.suffix in (".json", ".pth")}
     with caplog.at_level(logging.INFO, "fasegr"):
         run(cfg, resume=True)
     assert "nothing is left to train" in caplog.text
-    assert metrics(tmp_path) == [*before, before[-1]]
+    assert "nothing is left to do" in caplog.text
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
 
 
 def test_a_second_run_in_the_same_place_sets_the_first_aside(dataset_root, tmp_path, caplog):
-    cfg = tiny_cfg(dataset_root, tmp_path, "DATASETS.TEST", (), "SOLVER.MAX_ITER", 1)
+    cfg = tiny_cfg(dataset_root, tmp_path, "SOLVER.MAX_ITER", 3)
     run(cfg)
-    first = (tmp_path / "metrics.json").read_text()
+    names = ("metrics.json", "last_checkpoint", "model_0000001.pth", "model_final.pth", "model_best.pth")
+    first = [(tmp_path / name).read_bytes() for name in names]
     run(cfg)
     assert "metrics.1.json" in caplog.text
-    assert (tmp_path / "metrics.1.json").read_text() == first
-    assert len(metrics(tmp_path)) == 1
-    assert (tmp_path / "last_checkpoint.1").read_text() == "model_final.pth"
+    aside = ("metrics.1.json", "last_checkpoint.1", "model_0000001.1.pth", "model_final.1.pth", "model_best.1.pth")
+    assert [(tmp_path / name).read_bytes() for name in aside] == first
+    assert len(metrics(tmp_path)) == 2
+
+
+def test_resume_takes_the_newest_whole_checkpoint_and_never_starts_again(dataset_root, tmp_path, caplog):
+    whole = run(tiny_cfg(dataset_root, tmp_path / "whole"))
+    cfg = tiny_cfg(dataset_root, tmp_path / "out")
+    with pytest.raises(Interrupted):
+        run(cfg, hooks=[SignalAt(4)])
+    for name in ("model_0000004.pth", "last_checkpoint"):
+        os.truncate(tmp_path / "out" / name, 7)
+    (tmp_path / "out" / "metrics.json").write_bytes(b'["\xff"]')
+    assert run(cfg, resume=True).start_iter == 4
+    assert "model_0000004.pth (7 bytes) cannot be read" in caplog.text
+    finals = [read_checkpoint(str(tmp_path / name / "model_final.pth")) for name in ("out", "whole")]
+    torch.testing.assert_close(finals[0].weights, finals[1].weights, rtol=0, atol=0)
+    assert whole.start_iter == 0
+
+    for path in (tmp_path / "out").glob("*.pth"):
+        os.truncate(path, 1000)
+    with pytest.raises(ValueError, match=r"can be resumed\. To start from the beginning, run without --resume"):
+        run(cfg, resume=True)
+
+
+def test_two_runs_in_one_place(dataset_root, tmp_path):
+    """The second, in another process, ends before it touches a file."""
+    cfg = tiny_cfg(dataset_root, tmp_path / "out", "DATASETS.TEST", ())
+    other = f"""
+        from pathlib import Path
+        from fasegr.engine import Trainer
+        from tests.engine.tiny_training import tiny_cfg
+        Trainer(tiny_cfg(Path({str(dataset_root)!r}), Path({str(tmp_path / "out")!r}))).train()
+    """
+
+    class Beside(HookBase):
+        def after_step(self):
+            if self.trainer.iter == 2:
+                before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+                program = [sys.executable, "-c", textwrap.dedent(other)]
+                second = subprocess.run(program, cwd=ROOT, capture_output=True, text=True)
+                assert second.returncode
+                assert "in use by another training (process" in second.stderr
+                assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+    run(cfg, hooks=[Beside()])
+    assert not (tmp_path / "out" / ".lock").exists()
 
 
 def test_resume_without_a_checkpoint_says_so(dataset_root, tmp_path, caplog):

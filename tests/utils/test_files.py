@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 
@@ -14,6 +15,15 @@ def test_the_file_appears_when_the_block_ends(tmp_path, durable):
         assert path.read_text() == "old"
     assert path.read_text(encoding="utf-8") == "näw"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_durable_file_and_its_name_are_on_disk(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append((os.fstat(file).st_ino, path.exists())))
+    path = tmp_path / "a.txt"
+    with replacing(path, durable=True) as file:
+        file.write("a")
+    assert synced == [(path.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
 
 
 def test_an_error_or_a_failed_check_leaves_the_old_file(tmp_path):
