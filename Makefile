@@ -36,7 +36,7 @@ test: $(DEV_INSTALLED)
 	$(RUN) -m pytest $(TEST_ARGS)
 
 faults: $(DEV_INSTALLED)
-	FAULTS=1 $(RUN) -m pytest tests/faults -m faults $(FAULTS_ARGS)
+	FAULTS=1 $(RUN) -m pytest tests/faults -m faults $(TEST_ARGS)
 
 fuzz: $(DEV_INSTALLED)
 	FUZZ=$(FUZZ) $(RUN) -m pytest tests/fuzz -m fuzz $(TEST_ARGS)
