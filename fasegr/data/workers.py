@@ -53,6 +53,13 @@ class TimedLoader:
                         os.kill(worker.pid, signal.SIGTERM)
                         os.kill(worker.pid, signal.SIGCONT)
                 raise
+            except (ConnectionError, EOFError) as error:  # its batch is there, but the tensors were lost with it
+                for worker in getattr(batches, "_workers", ()):
+                    worker.join(1)
+                    if worker.exitcode:
+                        how = f"killed by signal {-worker.exitcode}" if worker.exitcode < 0 else "gone"
+                        raise RuntimeError(f"DataLoader worker (pid {worker.pid}) is {how}") from error
+                raise
             if batch is end:
                 return
             yield batch

@@ -105,3 +105,14 @@ def test_no_limit():
 
 def test_loaders_without_workers_are_left_alone():
     assert list(with_sturdy_workers(DataLoader(Numbers(), collate_fn=list), 1)) == [[i] for i in range(100)]
+
+
+def test_a_worker_that_is_killed_with_a_batch_on_the_way():
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise its own error first
+    loader, worker = start()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    time.sleep(0.2)
+    os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match=f"DataLoader worker .pid.* {worker.pid}"):
+        list(loader)
+    signal.signal(signal.SIGCHLD, before)
