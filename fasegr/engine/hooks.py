@@ -208,7 +208,8 @@ class Evaluation(HookBase):
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
-        if self.period > 0 and done % self.period == 0 and done < self.trainer.max_iter:
+        due = self.period > 0 and done % self.period == 0 and done < self.trainer.max_iter
+        if due and not self.trainer.stopping:  # the resumed run does it; a signal may be known to one process only
             self._run(self.trainer.iter)
 
     def after_train(self) -> None:

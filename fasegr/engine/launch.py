@@ -342,6 +342,6 @@ def _explanation(error: BaseException | None) -> str | None:
             )
         if "EADDRINUSE" in text:
             return f"{text.splitlines()[0]}. Another program has the port; --dist-url or MASTER_PORT sets another one"
-        if isinstance(error, dist.DistError) or "gloo/" in text:
-            return f"the connection to another process is lost; it has probably ended, and said why: {text}"
+        if isinstance(error, dist.DistError) or "gloo/" in text or "timeout caused" in text:
+            return f"the connection to another process is lost; it has probably ended, and said why, or hangs: {text}"
     return None
