@@ -16,7 +16,7 @@ from fasegr.utils.metrics_file import read_metrics
 @pytest.fixture
 def trainer():
     cfg = SimpleNamespace(MODEL=SimpleNamespace(DEVICE="cpu"))
-    trainer = SimpleNamespace(cfg=cfg, iter=0, start_iter=0, max_iter=7, interruption=Interruption())
+    trainer = SimpleNamespace(cfg=cfg, iter=0, start_iter=0, max_iter=7, interruption=Interruption(), stopping=False)
     with EventStorage(0) as trainer.storage:
         yield trainer
 
@@ -109,6 +109,15 @@ def make_evaluation(trainer, tmp_path, period=2, start_iter=0, killed=False):
 
 def evaluated(calls):
     return [call[1] for call in calls if call[0] == "evaluate"]
+
+
+def test_no_evaluation_where_all_processes_know_that_they_stop(trainer, tmp_path):
+    """Only one of them may have got the signal, and would leave the others alone in the evaluation."""
+    metrics, evaluation, calls = make_evaluation(trainer, tmp_path)
+    trainer.stopping = True
+    go(trainer, [evaluation], 0, 2)
+    metrics.close()
+    assert not calls
 
 
 def test_evaluation_comes_periodically_and_at_the_end(trainer, tmp_path):
