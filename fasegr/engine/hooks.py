@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import re
+import signal
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -15,6 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fasegr.checkpoint import Checkpointer, read_checkpoint
 from fasegr.d2 import HookBase, comm
+from fasegr.engine.interruption import Interrupted
 from fasegr.engine.metrics import MetricsFile, set_aside
 from fasegr.utils.memory import peak_memory
 from fasegr.utils.nested import flatten
@@ -208,8 +210,7 @@ class Evaluation(HookBase):
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
-        due = self.period > 0 and done % self.period == 0 and done < self.trainer.max_iter
-        if due and not self.trainer.stopping:  # the resumed run does it; a signal may be known to one process only
+        if self.period > 0 and done % self.period == 0 and done < self.trainer.max_iter:
             self._run(self.trainer.iter)
 
     def after_train(self) -> None:
@@ -222,7 +223,10 @@ class Evaluation(HookBase):
             self._run(max(start, end) - 1)
 
     def _run(self, iteration: int) -> None:
-        with self.trainer.interruption.at_once():
+        interruption = self.trainer.interruption
+        if any(comm.all_gather(interruption.signum is not None)):  # else one would leave the others alone in it
+            raise Interrupted(interruption.signum or signal.SIGTERM, together=True)
+        with interruption.at_once():
             scores = {name: float(score) for name, score in flatten(self.evaluate(), "/").items()}
         self.trainer.storage.put_scalars(smoothing_hint=False, cur_iter=iteration, **scores)
         self.best.keep(iteration, scores)  # before the line: a run killed in between evaluates again

@@ -71,7 +71,6 @@ class Trainer(DefaultTrainer):
         self.scheduler = self.build_lr_scheduler(self.cfg, optimizer)
         self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.max_iter = cfg.SOLVER.MAX_ITER
-        self.stopping = False  # after this step; the same in all processes
         self.interruption = Interruption(
             "Stopping after this step, then saving a checkpoint. Press Ctrl-C again to stop now without saving."
             if comm.is_main_process()
@@ -201,9 +200,9 @@ class Trainer(DefaultTrainer):
         try:
             for self.iter in range(self.start_iter, self.max_iter):  # noqa: B020 (hooks read it)
                 self.before_step()
-                self.stopping = self.run_step()  # this process, or another one, got a signal
+                stop = self.run_step()
                 self.after_step()
-                if self.stopping:
+                if stop:  # this process, or another one, got a signal
                     raise Interrupted(self.interruption.signum or signal.SIGTERM, together=True)
             self.iter += 1
         except Interrupted as interrupted:

@@ -8,15 +8,16 @@ import torch
 from torch import nn
 
 from fasegr.d2 import EventStorage
+from fasegr.engine import hooks
 from fasegr.engine.hooks import BestCheckpoint, Checkpoints, Evaluation, LearningRate, Metrics, Progress
-from fasegr.engine.interruption import Interruption
+from fasegr.engine.interruption import Interrupted, Interruption
 from fasegr.utils.metrics_file import read_metrics
 
 
 @pytest.fixture
 def trainer():
     cfg = SimpleNamespace(MODEL=SimpleNamespace(DEVICE="cpu"))
-    trainer = SimpleNamespace(cfg=cfg, iter=0, start_iter=0, max_iter=7, interruption=Interruption(), stopping=False)
+    trainer = SimpleNamespace(cfg=cfg, iter=0, start_iter=0, max_iter=7, interruption=Interruption())
     with EventStorage(0) as trainer.storage:
         yield trainer
 
@@ -111,12 +112,14 @@ def evaluated(calls):
     return [call[1] for call in calls if call[0] == "evaluate"]
 
 
-def test_no_evaluation_where_all_processes_know_that_they_stop(trainer, tmp_path):
-    """Only one of them may have got the signal, and would leave the others alone in the evaluation."""
+def test_no_process_evaluates_where_one_has_got_a_signal(trainer, tmp_path, monkeypatch):
+    """It would leave the others alone in the evaluation."""
     metrics, evaluation, calls = make_evaluation(trainer, tmp_path)
-    trainer.stopping = True
-    go(trainer, [evaluation], 0, 2)
+    monkeypatch.setattr(hooks.comm, "all_gather", lambda value: [value, True])
+    with pytest.raises(Interrupted) as stopped:
+        go(trainer, [evaluation], 0, 2)
     metrics.close()
+    assert stopped.value.together
     assert not calls
 
 

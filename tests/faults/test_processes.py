@@ -119,7 +119,8 @@ def test_nan(training: Training, expected, tmp_path):
 
 @pytest.mark.parametrize(("signum", "to", "iteration"), sample(itertools.product(SIGNALS, TO, (7, 8)), 1))
 def test_a_signal_to_ranks(training: Training, two_expected, tmp_path, signum, to, iteration):
-    """All stop after the same step, be it followed by an evaluation (8) or not."""
+    """All stop after the same step, be it followed by an evaluation (8) or not. It may be the next one: rank 1 is in
+    the step when the signal comes."""
     out = tmp_path / "out"
     fault, marker, release = pause_at(tmp_path, iteration)
     runs = training.start_two(out, faults=[fault])
@@ -131,7 +132,7 @@ def test_a_signal_to_ranks(training: Training, two_expected, tmp_path, signum, t
     for run in runs:
         assert run.wait() in (128 + signum, 128 + signal.SIGTERM), run.output
         assert "Traceback" not in run.output
-    assert newest_checkpoint(out) == iteration
+    assert newest_checkpoint(out) in (iteration, iteration + 1)
     finish_two(training, out)
     assert not differences(out, two_expected)
 
