@@ -94,6 +94,7 @@ class ForkServer:
     def __init__(self, folder: Path):
         self.folder = folder
         self.number = 0
+        self.started: list[int] = []
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.fork_server"],
             env={**os.environ, **ENV, "PYTHONHASHSEED": "random"},
@@ -126,9 +127,14 @@ class ForkServer:
         self.number += 1
         log = self.folder / f"{self.number}.log"
         request = {"target": target, "arguments": list(arguments), "faults": list(faults), "env": env or {}}
-        return Run(self.ask({**request, "pictures": pictures, "log": str(log)}), log, self)
+        pid = self.ask({**request, "pictures": pictures, "log": str(log)})
+        self.started.append(pid)
+        return Run(pid, log, self)
 
     def close(self) -> None:
+        for pid in set(self.started) & set(children(self.process.pid)):  # left by a test that failed, frozen perhaps
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
         self.process.stdin.close()
         self.process.wait(60)
 
