@@ -1,6 +1,6 @@
 # make quickstart   install into .venv, train a small FASeg on painted scenes, score it, draw its predictions
 # make test         install what is missing and run every test
-# make faults       kill, stop and starve trainings: all of what `make test` runs a sample of; takes an hour
+# make faults       kill, stop and starve trainings: all of what `make test` runs a sample of; takes hours
 # make fuzz         read a thousand damaged files of each kind; `make test` reads a few; FUZZ=n, FUZZ_SEED=n change that
 # make lint         ruff check and ruff format --check
 # make install      only install into .venv
