@@ -7,8 +7,8 @@ import os
 # results are compared bit for bit. To be set before torch is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton's kernels run in its interpreter; to be set before it is imported
