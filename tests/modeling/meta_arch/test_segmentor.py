@@ -250,7 +250,7 @@ def test_impossible_settings_are_refused():
         build("MODEL.MASK_FORMER.TEST.PANOPTIC_ON", True)
     with pytest.raises(ValueError, match="SEMANTIC_ON is False"):
         build("MODEL.MASK_FORMER.TEST.SEMANTIC_ON", False)
-    with pytest.raises(ValueError, match=r"IN_FEATURES has \['res9'\]"):
+    with pytest.raises(ValueError, match=r"IN_FEATURES \['res9'\]"):
         build("MODEL.SEM_SEG_HEAD.IN_FEATURES", ["res9"])
     with pytest.raises(ValueError, match=r"RES5_DILATION is 2"):
         build("MODEL.RESNETS.RES5_DILATION", 2)
