@@ -1,3 +1,4 @@
+import mmap
 import os
 import sys
 import time
@@ -139,12 +140,16 @@ def test_clock_adds_up_calls_and_names_the_rest(ticks):
 def test_peak_memory_belongs_to_the_parts_that_were_open():
     mebibyte = 2**20
 
+    def use(size):
+        memory = mmap.mmap(-1, size)  # not a tensor: malloc may reuse freed memory, which still counts
+        torch.frombuffer(memory, dtype=torch.uint8).fill_(1)
+
     class Step:
         def large(self):
-            torch.ones(64 * mebibyte // 4)
+            use(64 * mebibyte)
 
         def small(self):
-            torch.ones(8 * mebibyte // 4)
+            use(8 * mebibyte)
 
         def __call__(self):
             self.large()
