@@ -123,7 +123,7 @@ def run(
                 if labels:
                     write_label_png(predicted_labels(result).cpu().numpy(), label_map, len(predictor.class_names))
             except FILE_ERRORS as error:
-                failed[file] = str(error)
+                failed[file] = str(error) if str(file) in str(error) else f"{file}: {error}"
                 progress.write(f"failed: {file}", file=sys.stderr)
     return failed
 
@@ -144,7 +144,7 @@ def main(argv: list[str] | None = None) -> int:
     failed = run(predictor, targets, args.labels, args.alpha, args.min_score)
     print(f"{len(targets) - len(failed)} of {len(targets)} images done; the results are in {args.output}")
     if failed:
-        print("Failed:", *(f"  {file}: {error}" for file, error in failed.items()), sep="\n", file=sys.stderr)
+        print("Failed:", *(f"  {message}" for message in failed.values()), sep="\n", file=sys.stderr)
     return 1 if failed else 0
 
 

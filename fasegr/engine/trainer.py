@@ -27,14 +27,10 @@ from fasegr.evaluation import build_evaluator, main_score
 from fasegr.inference.sliding_window import with_sliding_window
 from fasegr.inference.test_time_augmentation import SemanticSegmentorWithTTA, tta_cfg
 from fasegr.utils.files import remove_partial, replacing
-from fasegr.utils.nested import lookup
 
 __all__ = ["Trainer"]
 
 logger = logging.getLogger(__name__)
-
-# With other values detectron2's trainer does something that this one does not, so they are refused.
-UNSUPPORTED = {"SOLVER.REFERENCE_WORLD_SIZE": 0, "TEST.EXPECTED_RESULTS": [], "TEST.PRECISE_BN.ENABLED": False}
 
 
 class Trainer(DefaultTrainer):
@@ -49,7 +45,6 @@ class Trainer(DefaultTrainer):
         # Not DefaultTrainer's: detectron2's wraps models on the CPU as if they were on a GPU, which torch rejects, and
         # uses a float16 scaler whatever the precision.
         super(DefaultTrainer, self).__init__()
-        _refuse_unsupported(cfg)
         self.cfg = cfg.clone()
         if cfg.SEED < 0:
             self._set_seed(draw_seed())
@@ -279,12 +274,6 @@ class Trainer(DefaultTrainer):
             logger.info("SEED is %d, that of the run in the checkpoint, instead of %d", state["seed"], self.cfg.SEED)
             self._set_seed(state["seed"])
             self.data_loader, self._sampler = self.build_train_loader(self.cfg)
-
-
-def _refuse_unsupported(cfg) -> None:
-    for key, only in UNSUPPORTED.items():
-        if lookup(cfg, key) != only:
-            raise ValueError(f"{key} is {lookup(cfg, key)!r}; only {only!r} is supported")
 
 
 def _amp_dtype(cfg) -> torch.dtype | None:

@@ -186,7 +186,7 @@ class SetCriterion(nn.Module):
         target = ops.point_sampler(points, *masks.shape[-2:])(masks)
         random = torch.arange(self.num_candidates, len(points), device=points.device)
         sums = []
-        step = max(1, ops.tile_elements(points.device) // max(1, pairs * len(points)))  # layers at a time
+        step = ops.items_per_tile(pairs * len(points), points.device)  # layers at a time
         for i in range(0, len(matched), step):
             maps = matched[i : i + step]
             logits = sampler(torch.cat(maps)).contiguous()

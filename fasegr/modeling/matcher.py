@@ -106,7 +106,7 @@ class HungarianMatcher:
         masks = ops.point_sampler(points, *target["masks"].shape[-2:])(target["masks"])
         queries, height, width = mask_logits[0].shape
         sampler = ops.point_sampler(points, height, width)
-        step = max(1, ops.tile_elements(points.device) // max(1, queries * len(points)))  # layers at a time
+        step = ops.items_per_tile(queries * len(points), points.device)  # layers at a time
         return torch.cat(
             [
                 matching_cost(

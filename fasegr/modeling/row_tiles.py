@@ -21,7 +21,7 @@ Size = tuple[int, int]
 
 def row_tiles(first: int, last: int, elements_per_row: int, device: torch.device) -> Iterator[slice]:
     """Rows [first, last) in slices of as many rows as fit a tile."""
-    step = max(1, ops.tile_elements(device) // elements_per_row)
+    step = ops.items_per_tile(elements_per_row, device)
     for start in range(first, last, step):
         yield slice(start, min(start + step, last))
 

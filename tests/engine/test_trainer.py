@@ -343,8 +343,6 @@ def test_multi_scale_scores(dataset_root, tmp_path, names, original, determinist
     ("options", "message"),
     [
         (("SOLVER.AMP.ENABLED", True), r"AMP.DTYPE is 'float16' with MODEL.DEVICE cpu; it must be 'bfloat16'"),
-        (("SOLVER.REFERENCE_WORLD_SIZE", 8), r"REFERENCE_WORLD_SIZE is 8; only 0 is supported"),
-        (("TEST.PRECISE_BN.ENABLED", True), r"PRECISE_BN.ENABLED is True; only False is supported"),
     ],
 )
 def test_what_cannot_be_done_is_refused(dataset_root, tmp_path, options, message):

@@ -82,7 +82,7 @@ def saved(name: str, change):
 
     def damage(out: Path) -> None:
         source = out / name if (out / name).exists() else out / LAST
-        content = torch.load(source, weights_only=False)
+        content = torch.load(source, weights_only=True)
         torch.save(change(content), out / name)
 
     return damage

@@ -84,7 +84,7 @@ def starts(length, size, overlap):
 )
 @pytest.mark.parametrize("tile", [1, 10**9])
 def test_equals_a_slow_reference(monkeypatch, size, window, overlap, output, tile):
-    monkeypatch.setattr(ops, "tile_elements", lambda device: tile)
+    monkeypatch.setattr(ops, "items_per_tile", lambda elements, device: max(1, tile // elements))
     model = Colours()
     sample = {"image": image(*size), "height": output[0], "width": output[1]}
     expected = slow_reference(model, sample, window, overlap)

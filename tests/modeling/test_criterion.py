@@ -116,7 +116,7 @@ def test_shares_of_points(changes, oversample_ratio):
 @pytest.mark.parametrize("tile", [1, 500])
 def test_float32_and_its_tiles(monkeypatch, tile):
     """The faster form, which float64 does not use; the chosen points may differ where uncertainties are near ties."""
-    monkeypatch.setattr(ops, "tile_elements", lambda device: tile)
+    monkeypatch.setattr(ops, "items_per_tile", lambda elements, device: max(1, tile // elements))
     logits, masks, targets, points = make_batch(dtype=torch.float32)
     criterion = make_criterion(pinned(points))
     losses = criterion(as_outputs(logits, masks), targets)

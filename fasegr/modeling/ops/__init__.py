@@ -10,7 +10,7 @@ from fasegr.modeling.ops.deformable_attention import deformable_attention
 from fasegr.modeling.ops.memory_format import channels_last
 from fasegr.modeling.ops.point_sample import point_sampler
 from fasegr.modeling.ops.sync_batch_norm import SyncBatchNorm
-from fasegr.modeling.ops.tile_size import tile_elements
+from fasegr.modeling.ops.tile_size import items_per_tile
 from fasegr.modeling.ops.transfer import to_device
 
 __all__ = [
@@ -19,7 +19,7 @@ __all__ = [
     "class_argmax",
     "conv2d",
     "deformable_attention",
+    "items_per_tile",
     "point_sampler",
-    "tile_elements",
     "to_device",
 ]

@@ -32,7 +32,7 @@ def slow(class_logits, mask_logits, padded, image, output, limit, classes):
 @pytest.mark.parametrize("tile", [1, 3000, 10**9])
 @pytest.mark.parametrize(("limit", "classes"), [(12, None), (30, {0, 3}), (1000, {1}), (5, set())])
 def test_equals_the_slow_reference(monkeypatch, padded, image, output, tile, limit, classes):
-    monkeypatch.setattr(ops, "tile_elements", lambda device: tile)
+    monkeypatch.setattr(ops, "items_per_tile", lambda elements, device: max(1, tile // elements))
     torch.manual_seed(0)
     class_logits = 2 * torch.randn(9, 6, dtype=torch.float64)
     mask_logits = 3 * torch.randn(9, padded[0] // 4, padded[1] // 4, dtype=torch.float64)

@@ -44,7 +44,7 @@ def slow(class_logits, mask_logits, padded, image, output, score_threshold, over
 @pytest.mark.parametrize("tile", [1, 3000, 10**9])
 @pytest.mark.parametrize("thresholds", [(0.0, 0.0), (0.4, 0.3), (0.4, 0.6), (0.99, 0.0)])
 def test_equals_the_slow_reference(monkeypatch, padded, image, output, tile, thresholds):
-    monkeypatch.setattr(ops, "tile_elements", lambda device: tile)
+    monkeypatch.setattr(ops, "items_per_tile", lambda elements, device: max(1, tile // elements))
     torch.manual_seed(2)
     class_logits = 2 * torch.randn(20, 6, dtype=torch.float64)
     blobs = 4 * torch.randn(20, 4, 6, dtype=torch.float64) - 3

@@ -49,7 +49,7 @@ def test_tiles_equal_the_whole(monkeypatch, padded, image, output, tile, resize_
     torch.manual_seed(0)
     class_logits = torch.randn(7, 6, dtype=torch.float64)
     mask_logits = 3 * torch.randn(7, padded[0] // 4, padded[1] // 4, dtype=torch.float64)
-    monkeypatch.setattr(ops, "tile_elements", lambda device: tile)
+    monkeypatch.setattr(ops, "items_per_tile", lambda elements, device: max(1, tile // elements))
     arguments = (class_logits, mask_logits, padded, image, output)
     expected = slow(*arguments, resize_masks)
     torch.testing.assert_close(scores_of(*arguments, resize_masks=resize_masks), expected)
