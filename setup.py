@@ -18,6 +18,7 @@ setup(
         "scipy",
         "pillow",
         "matplotlib",
+        "markupsafe",
         "fvcore>=0.1.5,<0.1.6",
         "iopath>=0.1.9,<0.1.10",
         "PyYAML",
