@@ -22,13 +22,21 @@ class Checkpointer(DetectionCheckpointer):
     """detectron2's checkpointer, whose files survive a kill, are read without running code, and are never half loaded.
 
     A checkpoint replaces an older one of its name only when it is complete on disk and has been found readable.
-    `report` says how the weights last loaded fit the model (None before that).
+    `report` says how the weights last loaded fit the model (None before that). partial: load what fits of weights of
+    another model; never where a training is resumed.
     """
 
     def __init__(
-        self, model: nn.Module, save_dir: str = "", *, save_to_disk: bool | None = None, **checkpointables: Any
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        save_to_disk: bool | None = None,
+        partial: bool = False,
+        **checkpointables: Any,
     ):
         super().__init__(unwrap(model), save_dir, save_to_disk=save_to_disk, **checkpointables)
+        self.partial = partial
         self.report: LoadReport | None = None
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -161,7 +169,14 @@ class Checkpointer(DetectionCheckpointer):
         states = {key: rest.pop(key) for key in checkpointables if key in rest}
         if whole and (missing := set(checkpointables) - set(states)):
             raise ValueError(f"{path} holds weights, but not the state of a training ({', '.join(sorted(missing))})")
-        self.report = load_weights(self.model, contents.weights, path, kinds=("full",) if states else KINDS)
+        resumes = bool(states)
+        self.report = load_weights(
+            self.model,
+            contents.weights,
+            path,
+            kinds=("full",) if resumes else KINDS,
+            partial=self.partial and not resumes,
+        )
         for key, state in states.items():
             self.logger.info("Loading %s from %s", key, path)
             try:

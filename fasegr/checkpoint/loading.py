@@ -1,4 +1,5 @@
-"""Weights into a model: all of them, a backbone, or all but the classifier of other classes; nothing in between.
+"""Weights into a model: all of them, a backbone, or all but the classifier of other classes; or, only where that is
+asked for, whatever fits.
 
 Names and shapes decide what is loaded before the first entry of the model is changed.
 """
@@ -30,7 +31,8 @@ class LoadReport(NamedTuple):
 
     kind: "full" (every entry fits), "backbone" (the whole backbone and nothing else; of a Swin, the norms of its maps
     may be missing, which ImageNet's files lack), "fine-tune" (all but the classifier, which is of another number of
-    classes and stays random), or "other" (weights of another model, which `load_checkpoint` refuses).
+    classes and stays random), "partial" (what fits of another model, where that is asked for), or "other" (weights of
+    another model, which `load_checkpoint` refuses).
     renamed: the model's name -> the file's. unexpected: what else the file has, under our names where they are known.
     mismatched: (name, shape in the file, shape in the model). extras: names in the file that are known and not needed.
     resized: like mismatched, for those among matched that fit after interpolation: position tables of a backbone.
@@ -68,6 +70,16 @@ class LoadReport(NamedTuple):
             lines.append(f"not needed and ignored: {_some(self.extras)}")
         return "\n".join(lines)
 
+    def starts_anew(self) -> str:
+        """A table of the entries that the file does not give: random weights, by part of the model."""
+        here = {name: f"{there} in the file" for name, there, _ in self.mismatched}
+        reasons = {**dict.fromkeys(self.missing, "not in the file"), **here}
+        rows: dict[tuple[str, str], list[str]] = {}
+        for name, reason in reasons.items():
+            rows.setdefault((_part(name), reason), []).append(name)
+        width = max((len(part) for part, _ in rows), default=0)
+        return "\n".join(f"{part:{width}}  {len(names):4} entries  {reason}" for (part, reason), names in rows.items())
+
     def differences(self) -> str:
         """Examples of what does not fit."""
         shapes = [f"{name} {there} in the file, {here} in the model" for name, there, here in self.mismatched]
@@ -78,6 +90,11 @@ class LoadReport(NamedTuple):
 def _module(name: str) -> str:
     """sem_seg_head.predictor.class_embed.weight -> sem_seg_head.predictor"""
     return ".".join(name.split(".")[:-1][:2]) or name
+
+
+def _part(name: str) -> str:
+    """sem_seg_head.predictor.query_feat.weight -> sem_seg_head.predictor.query_feat"""
+    return ".".join(name.split(".")[:-1][:4]) or name
 
 
 def _some(names: list[str], most: int = 4) -> str:
@@ -95,11 +112,22 @@ def load_checkpoint(model: nn.Module, path: str) -> LoadReport:
 
 
 def load_weights(
-    model: nn.Module, weights: Mapping[str, Tensor], path: str, *, kinds: Collection[str] = KINDS
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    path: str,
+    *,
+    kinds: Collection[str] = KINDS,
+    partial: bool = False,
 ) -> LoadReport:
-    """Load `weights` (name -> tensor) of the file `path` if they fit `model` in one of `kinds`; ValueError if not."""
+    """Load `weights` (name -> tensor) of the file `path` if they fit `model` in one of `kinds`; ValueError if not.
+
+    partial: of weights of another model, load the entries of the same name and shape, as long as there are any.
+    """
     model = unwrap(model)
     report = compare(model, weights, path)
+    if partial and report.kind == "other" and report.matched:
+        report = report._replace(kind="partial")
+        kinds = (*kinds, "partial")
     if report.kind not in kinds:
         raise ValueError(_refusal(report))
     state = {name: weights[report.renamed.get(name, name)] for name in report.matched}
@@ -170,6 +198,11 @@ def _refusal(report: LoadReport) -> str:
     if report.kind == "other":
         found = "weights of another model"
         way_out = "Use the config (MODEL keys) that they were trained with, or other weights as MODEL.WEIGHTS."
+        if report.matched:
+            way_out += (
+                " To train on from what fits (another number of queries, Mask2Former's weights, ...), set "
+                "MODEL.WEIGHTS_PARTIAL True; the rest then starts anew."
+            )
     else:
         found = "the state of a training of another model"
         way_out = (
@@ -183,7 +216,11 @@ def _refusal(report: LoadReport) -> str:
 
 
 def _log(report: LoadReport) -> None:
-    if report.kind == "fine-tune":
+    if report.kind == "partial":
+        what = f"what fits (MODEL.WEIGHTS_PARTIAL). These start from random weights:\n{report.starts_anew()}"
+        if report.unexpected:
+            what += f"\nThe model has no place for {len(report.unexpected)} entries: {_some(report.unexpected)}"
+    elif report.kind == "fine-tune":
         _, there, here = report.mismatched[0]
         what = f"all but its {there[0] - 1} classes; our {here[0] - 1} classes start from random weights (fine-tuning)"
     else:

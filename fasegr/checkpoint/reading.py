@@ -8,6 +8,7 @@ goes through an unpickler that knows numpy arrays, torch tensors and plain conta
 import codecs
 import collections
 import io
+import logging
 import os
 import pickle
 import re
@@ -21,10 +22,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-# Where files keep the state dict: detectron2 and Swin; timm and Lightning; the PyTorch tutorials.
-MODEL_KEYS = ("model", "state_dict", "model_state_dict")
+from .wrappers import MODEL_KEYS, find_state_dict, without_wrappers
+
+logger = logging.getLogger(__name__)
+
 _EXPECTED = f"expected a state dict (names to tensors), by itself or under one of {', '.join(MODEL_KEYS)}"
-_WRAPPERS = ("module.", "_orig_mod.")  # prefixes that DistributedDataParallel and torch.compile add to every name
 
 
 class Contents(NamedTuple):
@@ -80,10 +82,10 @@ def _suspicion(start: bytes) -> str:
 def _unnest(data: Any, path: str) -> Contents:
     if not isinstance(data, Mapping):
         raise ValueError(f"{path} holds a {type(data).__name__}; {_EXPECTED}")
-    key = next((key for key in MODEL_KEYS if isinstance(data.get(key), Mapping)), None)
-    named, rest = (data, {}) if key is None else (data[key], {name: data[name] for name in data if name != key})
+    named, key = find_state_dict(data)
+    rest = {name: data[name] for name in data if name != key} if key else {}
     if not named:
-        raise ValueError(f"{path} holds no weights: {'the file' if key is None else repr(key)} is an empty dict")
+        raise ValueError(f"{path} holds no weights: {repr(key) if key else 'the file'} is an empty dict")
     weights = {}
     for name, value in named.items():
         if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufc":
@@ -97,10 +99,10 @@ def _unnest(data: Any, path: str) -> Contents:
                 f"{path}: {name!r} is a {kind} tensor; weights must be dense, with their numbers in the file"
             )
         weights[name] = value.detach()
-    for wrapper in _WRAPPERS * 2:  # either may be the outer one
-        if all(name.startswith(wrapper) for name in weights):
-            weights = {name.removeprefix(wrapper): value for name, value in weights.items()}
-    return Contents(weights, rest)
+    ours, left_out = without_wrappers(weights)
+    if left_out:
+        logger.info("%s: %s", path, left_out)
+    return Contents({name: weights[in_file] for name, in_file in ours.items()}, rest)
 
 
 class ForbiddenGlobal(pickle.UnpicklingError):

@@ -118,6 +118,8 @@ def add_fasegr_config(cfg: CN) -> None:
     faseg.HIGH_RES.QUERY = "static"                # as released; the paper uses the dynamic query
 
     # Additions
+    cfg.MODEL.WEIGHTS_PARTIAL = False              # train on from what fits of another model's weights
+
     cfg.MODEL.RESNETS.RES4_DILATION = 1            # these three are from detectron2's DeepLab; released files set them
     cfg.MODEL.RESNETS.RES5_MULTI_GRID = [1, 1, 1]
     cfg.MODEL.RESNETS.STEM_TYPE = "basic"

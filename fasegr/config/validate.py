@@ -81,6 +81,7 @@ KEYS: dict[str, Allowed] = {
     "MODEL.DEVICE": text(r"cpu|mps|cuda(:\d{1,3})?", ", one of cuda, cpu, mps, or one GPU, as cuda:1"),
     "MODEL.META_ARCHITECTURE": one_of("FASeg"),
     "MODEL.WEIGHTS": text(),
+    "MODEL.WEIGHTS_PARTIAL": FLAG,
     "MODEL.PIXEL_MEAN": several(number(-1e6, 1e6), 3, 3),
     "MODEL.PIXEL_STD": several(number(1e-6, 1e6), 3, 3),
     "MODEL.BACKBONE.NAME": NAME,

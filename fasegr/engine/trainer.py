@@ -64,7 +64,9 @@ class Trainer(DefaultTrainer):
             output_dir=cfg.OUTPUT_DIR,
         )
         self.scheduler = self.build_lr_scheduler(self.cfg, optimizer)
-        self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = Checkpointer(
+            model, cfg.OUTPUT_DIR, partial=cfg.MODEL.WEIGHTS_PARTIAL, trainer=weakref.proxy(self)
+        )
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.interruption = Interruption(
             "Stopping after this step, then saving a checkpoint. Press Ctrl-C again to stop now without saving."

@@ -9,7 +9,8 @@ import torchvision
 from torch import nn
 from torch.testing import assert_close
 
-from fasegr.checkpoint import load_checkpoint
+from fasegr.checkpoint import load_checkpoint, read_checkpoint
+from fasegr.checkpoint.loading import load_weights
 from fasegr.modeling.backbone.resnet import ResNet
 from fasegr.modeling.backbone.swin import SwinTransformer
 from fasegr.modeling.backbone.timm import TimmBackbone
@@ -337,3 +338,43 @@ def test_wrapped_model(wrap, save):
     source, target = small(), small()
     assert load_checkpoint(wrap(target), save(wrap(source).state_dict())).kind == "full"
     assert_close(target.state_dict(), source.state_dict())
+
+
+class OtherQueries(nn.Module):
+    """A model that differs from `small(7)` in queries, classes, one part that only it has and one that it lacks."""
+
+    def __init__(self):
+        super().__init__()
+        model = small()
+        self.backbone, self.sem_seg_head = model.backbone, model.sem_seg_head
+        self.sem_seg_head.predictor["query_feat"] = nn.Embedding(9, 8)
+        self.sem_seg_head.predictor["extra"] = nn.Linear(2, 2)
+
+
+def test_part_of_another_model_where_it_is_asked_for(save, caplog):
+    source, target = OtherQueries(), small(7)
+    before = copy_of(target)
+    path = save(source.state_dict())
+    with pytest.raises(ValueError, match=r"MODEL\.WEIGHTS_PARTIAL True"):
+        load_checkpoint(target, path)
+    assert_close(target.state_dict(), before, rtol=0, atol=0)
+    with caplog.at_level("INFO", "fasegr"):
+        report = load_weights(target, read_checkpoint(path).weights, path, partial=True)
+    assert report.kind == "partial"
+    anew = {"predictor.query_feat.weight", "predictor.class_embed.weight", "predictor.class_embed.bias"}
+    for name, value in target.state_dict().items():
+        fresh = name.removeprefix("sem_seg_head.") in anew
+        assert_close(value, before[name] if fresh else source.state_dict()[name], rtol=0, atol=0)
+    assert "query_feat      1 entries  (9, 8) in the file" in caplog.text
+    assert "no place for 2 entries: sem_seg_head.predictor.extra.weight" in caplog.text
+
+
+def test_nothing_in_common_is_refused_even_then(save):
+    with pytest.raises(ValueError, match="another model: 0 of") as error:
+        load_weights(small(), {"a": torch.zeros(2)}, "a.pth", partial=True)
+    assert "WEIGHTS_PARTIAL" not in str(error.value)
+
+
+def test_weights_that_fit_load_as_always_when_parts_are_allowed(save):
+    target = small()
+    assert load_weights(target, small().state_dict(), "a.pth", partial=True).kind == "full"

@@ -242,3 +242,37 @@ def test_a_file_without_checksums(tmp_path):
 def test_missing_file_stays_an_os_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_checkpoint(str(tmp_path / "nowhere.pth"))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"ema": {"module": WEIGHTS, "updates": 7}},
+        {"state_dict_ema": {f"module.{name}": value for name, value in WEIGHTS.items()}},
+        {"model": {"state_dict": WEIGHTS}},
+        {"state_dict": {f"model.module.{name}": value for name, value in WEIGHTS.items()}},
+        {"teacher": {f"ema_teacher.{name}": value for name, value in WEIGHTS.items()}},
+        {"state_dict": {f"teacher.{name}": value for name, value in WEIGHTS.items()}},
+        {"n_averaged": torch.tensor(3), **{f"module.{name}": value for name, value in WEIGHTS.items()}},
+    ],
+)
+def test_what_training_programs_wrap_around_weights(data, tmp_path):
+    assert_close(read_checkpoint(saved(data, tmp_path / "wrapped.pth")).weights, WEIGHTS)
+
+
+def test_a_model_that_is_there_twice(tmp_path, caplog):
+    """The weights as trained are read, whether the copy is in the same state dict or beside it."""
+    averaged = {name: value + 1 for name, value in WEIGHTS.items()}
+    twice = {f"model.{name}": value for name, value in WEIGHTS.items()}
+    twice |= {f"ema_model.{name}": value for name, value in averaged.items()} | {"ema_model.decay": torch.tensor(0.9)}
+    with caplog.at_level("INFO", "fasegr"):
+        assert_close(read_checkpoint(saved({"state_dict": twice}, tmp_path / "a.pth")).weights, WEIGHTS)
+        assert "'ema_model.' are not read" in caplog.text
+        assert_close(read_checkpoint(saved({"ema": averaged, "model": WEIGHTS}, tmp_path / "b.pth")).weights, WEIGHTS)
+    assert "averaged weights, under ema" in caplog.text
+
+
+def test_names_beside_a_wrapper_are_kept(tmp_path):
+    """They may belong to the model: it is not guessed that they do not."""
+    weights = {**{f"model.{name}": value for name, value in WEIGHTS.items()}, "loss.weight": torch.zeros(1)}
+    assert set(read_checkpoint(saved(weights, tmp_path / "a.pth")).weights) == {*WEIGHTS, "loss.weight"}
