@@ -8,6 +8,10 @@ torchrun --nproc-per-node 8 train_net.py --config-file CONFIG
 srun --ntasks-per-node 8 python train_net.py --config-file CONFIG
 """
 
+import omp_policy  # noqa: F401 (before torch)
+
+# isort: split
+
 import logging
 
 from fasegr import load_cfg

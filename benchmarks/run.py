@@ -21,9 +21,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
+
+import omp_policy  # noqa: F401 (before torch)
+
+# isort: split
+
+import torch
 
 from benchmarks import report
 from benchmarks.case import KINDS, Case

@@ -17,10 +17,14 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
+
+import omp_policy  # noqa: F401 (before torch)
+
+# isort: split
+
 import torch
 from torch import nn
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
 
 from fasegr import build_model, load_cfg
 from fasegr.analysis.flops import SEMANTIC_OUTPUT, ModelCost, count_cost

@@ -18,11 +18,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
+
+import omp_policy  # noqa: F401 (before torch)
+
+# isort: split
+
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
 
 from fasegr.d2 import DatasetCatalog, MetadataCatalog, setup_logger
 from fasegr.data.image_io import check_label_size, check_label_values, open_image, read_label

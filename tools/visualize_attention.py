@@ -17,10 +17,14 @@ import argparse
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
+
+import omp_policy  # noqa: F401 (before torch)
+
+# isort: split
+
 import numpy as np
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
 
 from fasegr.d2 import setup_logger
 from fasegr.data.image_io import check_label_size, check_label_values, open_image, read_label
