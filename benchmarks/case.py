@@ -22,6 +22,8 @@ KINDS = {
     "mapper": "data",
     "evaluation": "data",
     "evaluation-labels": "data",
+    "testing": "programs",
+    "runs": "programs",
 }
 
 
@@ -32,10 +34,12 @@ class Case:
     kind: "inference" (score maps) or "labels" (only labels), "training" (a whole step), "criterion" (the loss of
     random predictions, forward and backward); "deformable" (the attention operation only), "synchronisation"
     (whether the forward pass waits for the GPU); "mapper" (reading and augmenting training images), "evaluation" (of
-    score maps), "evaluation-labels".
+    score maps), "evaluation-labels"; "testing" (a model on a test set, as the program does it), "runs" (`batch`
+    trainings at once, as tools/run_ablation.py starts them).
     size: (height, width) of the images. batch: images per step; for data and evaluation, images per round.
     dtype: float32 or float64 for the model itself, bfloat16 or float16 through autocast.
     allocator: "default" or "tuned" (`tune_allocator`). threads: CPU threads, 0 for torch's default.
+    beside: busy processes next to it; without a peer, each step is also taken without them.
     peer: None, "huggingface", "plain" or the path of a checkout; peer_config: its config file.
     """
 
@@ -50,6 +54,7 @@ class Case:
     threads: int = 0
     rounds: int = 5
     warmup: int = 1
+    beside: int = 0
     peer: str | None = None
     peer_config: str | None = None
 

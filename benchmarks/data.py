@@ -19,7 +19,8 @@ from torch import Tensor
 import fasegr
 from benchmarks import peers
 from benchmarks.case import OURS, PEER, Case
-from benchmarks.measure import Clock, read, take_turns
+from benchmarks.load import timed
+from benchmarks.measure import Clock, read
 from fasegr.d2 import DatasetCatalog, MetadataCatalog
 from fasegr.data.dataset_mappers import build_mapper
 from fasegr.evaluation import SemSegEvaluator
@@ -31,8 +32,7 @@ def times(case: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         sides = _sides(case, folder)
         runs = {name: lambda step=step: read(step, [], Clock(torch.device("cpu"))) for name, (_, step) in sides.items()}
-        seconds = take_turns(runs, case.rounds, case.warmup)
-    return {"seconds": seconds, "names": {name: label for name, (label, _) in sides.items()}}
+        return timed(case, runs, {name: label for name, (label, _) in sides.items()})
 
 
 def agreement(case: dict[str, Any]) -> dict[str, float]:

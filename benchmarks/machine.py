@@ -15,12 +15,15 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+import omp_policy
+from benchmarks.load import OtherLoad
 from benchmarks.measure import ROOT
 from fasegr.engine.process_settings import tune_allocator
 
 
 def describe(device: str) -> dict:
-    """Machine, date and versions."""
+    """Machine, date and versions, how threads wait, and what else is running: `load` is the system's mean of a minute,
+    `others` the cores in use by other programs now."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists() and (model := re.search(r"model name\s*:\s*(.+)", info.read_text())):
@@ -36,7 +39,9 @@ def describe(device: str) -> dict:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "isa": torch.backends.cpu.get_cpu_capability(),
+        "waiting": ", ".join(f"{name}={os.environ[name]}" for name in omp_policy.CHOICES if name in os.environ),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "others": others_now(),
     }
     if device.startswith("cuda"):
         properties = torch.cuda.get_device_properties(torch.device(device))
@@ -47,6 +52,14 @@ def describe(device: str) -> dict:
             "cudnn": torch.backends.cudnn.version(),
         }
     return found
+
+
+def others_now(seconds: float = 0.5) -> float | None:
+    """Cores that other programs use."""
+    load = OtherLoad()
+    time.sleep(seconds)
+    cores = load.cores()
+    return None if cores is None else round(cores, 2)
 
 
 def commit_name(folder: str | Path) -> str | None:

@@ -256,15 +256,25 @@ def without_rest(readings: dict[str, float], name: str) -> dict[str, float]:
 
 
 def take_turns(
-    sides: Mapping[str, Callable[[], dict[str, float]]], rounds: int, warmup: int = 1
+    sides: Mapping[str, Callable[[], dict[str, float]]],
+    rounds: int,
+    warmup: int = 1,
+    before: Callable[[], None] = lambda: None,
+    after: Callable[[], None] = lambda: None,
 ) -> dict[str, list[dict[str, float]]]:
-    """Readings of `rounds` steps of each side, alternating (A B A B ...), so that disturbances affect both alike."""
+    """Readings of `rounds` steps of each side, alternating (A B A B ...), so that disturbances affect both alike.
+
+    before, after: called around each round, the warm-up excepted.
+    """
     readings: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
-    for i in range(-warmup, rounds):
+    for _ in range(warmup):
+        for step in sides.values():
+            step()
+    for _ in range(rounds):
+        before()
         for name, step in sides.items():
-            values = step()
-            if i >= 0:
-                readings[name].append(values)
+            readings[name].append(step())
+        after()
     return readings
 
 

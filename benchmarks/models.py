@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import peers
 from benchmarks.case import OURS, PEER, Case
+from benchmarks.load import timed
 from benchmarks.measure import (
     REST,
     WHOLE,
@@ -24,11 +25,21 @@ from benchmarks.measure import (
     Work,
     parameter_bytes,
     read,
-    take_turns,
     tensor_bytes,
     without_rest,
 )
-from benchmarks.sides import BACKWARD, CRITERION, DECODER, OPTIMIZER, Ours, Side, autocast, images, labelled_images
+from benchmarks.sides import (
+    BACKWARD,
+    CRITERION,
+    DECODER,
+    HEAD,
+    OPTIMIZER,
+    Ours,
+    Side,
+    autocast,
+    images,
+    labelled_images,
+)
 from fasegr.analysis.flops import FORMULAS
 from fasegr.modeling.ops import switches
 
@@ -49,8 +60,7 @@ def times(case: dict[str, Any]) -> dict[str, Any]:
         result["memory"] = {name: _peaks(case, run) for name, run in runs.items()}
     result["work"] = _named(case, _work(case, ours))
     clocked = {name: lambda run=run: _named(case, run(Clock(case.place))) for name, run in runs.items()}
-    result["seconds"] = take_turns(clocked, case.rounds, case.warmup)
-    result["names"] = {OURS: ours.name} | ({PEER: peer.name} if peer else {})
+    result |= timed(case, clocked, {OURS: ours.name} | ({PEER: peer.name} if peer else {}))
     result["peer_commit"] = peer.commit if peer else None
     return result
 
@@ -224,7 +234,7 @@ def _complete(case: Case, side: Ours, work: dict[str, int]) -> dict[str, int]:
     pictures = tensor_bytes(images(case.size, case.batch, case.place))
     results = work[f"{WHOLE}/out"]
     if case.kind in ("inference", "labels"):
-        predictions = work[f"{DECODER}/out"]
+        predictions = work[f"{HEAD if f'{HEAD}/out' in work else DECODER}/out"]
         return work | {f"{REST}/bytes": predictions + results, f"{WHOLE}/bytes": weights + pictures + results}
     if case.kind == "criterion":
         return work | {f"{WHOLE}/bytes": work[f"{CRITERION}/bytes"], f"{BACKWARD}/bytes": work[f"{CRITERION}/bytes"]}

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from benchmarks import peers
 from benchmarks.case import OURS, PEER, Case
-from benchmarks.measure import Boundary, Clock, PeakMemory, read, take_turns, without_rest
+from benchmarks.load import timed
+from benchmarks.measure import Boundary, Clock, PeakMemory, read, without_rest
 from benchmarks.sides import AMP, BACKWARD, Ours, autocast, images, labelled_images
 from fasegr.modeling.ops import deformable_attention, switches
 
@@ -28,10 +29,10 @@ def times(case: dict[str, Any]) -> dict[str, Any]:
     steps = _steps(case)
     runs = {name: lambda step=step: _timed(case, step) for name, step in steps.items()}
     names = {OURS: "deformable attention", PEER: case.peer}
-    result: dict[str, Any] = {"names": {name: names[name] for name in runs}}
+    result: dict[str, Any] = {}
     if case.place.type == "cuda":
         result["memory"] = {name: _peaks(case, step) for name, step in steps.items()}
-    return result | {"seconds": take_turns(runs, case.rounds, case.warmup)}
+    return result | timed(case, runs, {name: names[name] for name in runs})
 
 
 def memory(case: dict[str, Any], side: str) -> dict[str, int]:

@@ -16,6 +16,7 @@ def title(case: Mapping[str, Any]) -> str:
     if case.get("size"):
         parts.append("{} x {}".format(*case["size"]))
     parts += [f"batch {case['batch']}", case["dtype"], case["device"], f"{case['allocator']} allocator"]
+    parts += [f"beside {case['beside']}"] if case.get("beside") else []
     return ", ".join(parts) + (f", {' '.join(case['opts'])}" if case["opts"] else "")
 
 
@@ -44,6 +45,10 @@ def table(result: Mapping[str, Any], peaks: Mapping[str, Mapping[str, float]]) -
         [part if part == WHOLE else f"  {part}", *(_cell(column, part) for column in columns.values())]
         for part in times[OURS]
     ]
+    others = [cores for cores in result.get("others", ()) if cores is not None]
+    if others:
+        cells = [f"{max(others):.1f} cores at most", *[""] * (len(columns) - 1)]
+        rows.append(["other programs", *cells])
     return aligned([[f"{len(result['seconds'][OURS])} rounds", *columns], *rows])
 
 

@@ -31,6 +31,7 @@ import torch
 
 from benchmarks import report
 from benchmarks.case import KINDS, Case
+from benchmarks.load import warning
 from benchmarks.machine import describe
 from benchmarks.measure import ROOT, Failed, in_fresh_process
 from benchmarks.peers import HUGGING_FACE, is_plain
@@ -60,7 +61,8 @@ def measured(case: Case, *, memory: bool, check: bool, timeout: float) -> dict[s
     if timed is None and case.peer:
         timed = attempt("time without the peer", "times", case=values | {"peer": None})
     result |= timed or {}
-    if memory and case.device == "cpu" and KINDS[case.kind] != "data":  # on a GPU it comes with the times
+    has_memory = KINDS[case.kind] in ("models", "operations") and not case.beside
+    if memory and case.device == "cpu" and has_memory:  # on a GPU it comes with the times
         sides = [report.OURS, *([report.PEER] if case.peer else [])]
         found = {side: attempt(f"memory, {side}", "memory", case=values, side=side) for side in sides}
         result["memory"] = {side: parts for side, parts in found.items() if parts}
@@ -81,6 +83,7 @@ def run(
     """Measure and print case by case. Yields all results so far after each case, in the form that --json writes."""
     machine = describe(cases[0].device)
     print("; ".join(f"{name} {value}" for name, value in machine.items() if value is not None), flush=True)
+    _warn(machine["others"], machine)
     peaks: dict[str, Any] = {}
     agreed: set[tuple] = set()
     results: list[dict[str, Any]] = []
@@ -107,12 +110,18 @@ def run(
             print(f"the two differ by: {found}")
         if result.get("seconds"):
             print(report.table(result, peaks))
+            _warn(max((cores for cores in result["others"] if cores is not None), default=None), machine)
         for what, said in result.get("notes", {}).items():
             print(f"{what}: {said}")
         for what, why in result["failed"].items():
             print(f"{what}: {why}")
         sys.stdout.flush()
         yield {"machine": machine, "peaks": peaks, "results": results}
+
+
+def _warn(others: float | None, machine: dict[str, Any]) -> None:
+    if said := warning(others, machine["cpus"]):
+        print(said, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -128,6 +137,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--allocator", nargs="+", default=["default"], choices=["default", "tuned"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (torch's default)")
+    parser.add_argument(
+        "--beside",
+        type=int,
+        default=0,
+        metavar="N",
+        help="next to N busy processes; without a peer, in turn with quiet",
+    )
     parser.add_argument("--rounds", type=int, default=5, help="steps of each side (5)")
     parser.add_argument("--peer", metavar="PATH", help="a checkout of FASeg or Mask2Former, huggingface, or plain")
     parser.add_argument("--peer-config", metavar="YAML", help="the peer's config (the same path in its tree)")
@@ -140,6 +156,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in ("rounds", "timeout"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} is {getattr(args, name)}; it must be at least 1")
+    if args.beside < 0:
+        parser.error(f"--beside is {args.beside}; it must be at least 0")
+    if args.beside and args.suite:
+        parser.error(f"--suite {args.suite} defines its own cases; leave out --beside {args.beside}")
     if min(args.batch) < 1:
         parser.error(f"--batch is {min(args.batch)}; it must be at least 1")
     if len(args.opts) % 2:
@@ -177,6 +197,7 @@ def _cases(args: argparse.Namespace, parser: argparse.ArgumentParser) -> list[Ca
         device=args.device,
         threads=args.threads,
         rounds=args.rounds,
+        beside=args.beside,
         peer=peer,
         peer_config=args.peer_config and str(Path(args.peer_config).resolve()),
     )

@@ -9,11 +9,12 @@ from benchmarks.case import Case
 from benchmarks.measure import ROOT
 
 ADE20K = ROOT / "configs/ade20k/semantic-segmentation"
+QUICKSTART = ROOT / "configs/quickstart/faseg_scenes.yaml"
 CITYSCAPES = ROOT / "configs/cityscapes/semantic-segmentation"
 
 
 def cpu(base: Case) -> list[Case]:
-    """Inference and training of R50, under both allocators."""
+    """Inference and training of R50, under both allocators; then what programs do, beside a busy process."""
     model = dataclasses.replace(base, config=str(ADE20K / "faseg_r50.yaml"))
     cases = []
     for allocator in ("default", "tuned"):
@@ -24,7 +25,24 @@ def cpu(base: Case) -> list[Case]:
             dataclasses.replace(case, kind="training", size=(256, 256), batch=2),
         ]
     training = dataclasses.replace(model, kind="training", batch=2)
-    return [*cases, training, dataclasses.replace(training, kind="criterion", size=(256, 256))]
+    return [
+        *cases,
+        training,
+        dataclasses.replace(training, kind="criterion", size=(256, 256)),
+        *besides(dataclasses.replace(base, allocator="tuned", peer=None)),
+    ]
+
+
+def besides(base: Case) -> list[Case]:
+    """Inference, training, evaluation and two trainings at once, in turn quiet and beside one busy process."""
+    model = dataclasses.replace(base, config=str(ADE20K / "faseg_r50.yaml"), beside=1)
+    quickstart = dataclasses.replace(base, config=str(QUICKSTART), size=(128, 128), beside=1)
+    return [
+        dataclasses.replace(model, kind="inference"),
+        dataclasses.replace(model, kind="training", size=(256, 256), batch=2),
+        dataclasses.replace(model, kind="testing", size=(512, 683), batch=4),
+        dataclasses.replace(quickstart, kind="runs", batch=2, rounds=1, warmup=0),
+    ]
 
 
 def sizes(base: Case) -> list[Case]:
@@ -92,6 +110,7 @@ def gpu(base: Case) -> list[Case]:
 
 SUITES: dict[str, Callable[[Case], list[Case]]] = {
     "cpu": cpu,
+    "beside": besides,
     "forms": forms,
     "sizes": sizes,
     "data": data,

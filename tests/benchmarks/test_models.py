@@ -103,3 +103,12 @@ def test_points_are_sampled_off_the_grid(case):
     offsets = [p for n, p in ours.model.named_parameters() if n.endswith("sampling_offsets.weight")]
     assert offsets
     assert all(parameter.count_nonzero() == parameter.numel() for parameter in offsets)
+
+
+def test_the_clock_is_outside_of_what_is_compiled(case, monkeypatch):
+    """One inside splits the head into graphs, and would time itself."""
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: self.__dict__.__setitem__("_compiled", True))
+    values = case("inference", rounds=1)
+    found = models.times(values | {"opts": [*values["opts"], "SPEED.COMPILE", "True"]})
+    assert list(found["seconds"]["ours"][0]) == ["whole", "backbone", "head", "semantic output"]
+    assert found["work"]["semantic output/bytes"] > 0

@@ -70,3 +70,12 @@ def test_readings_by_part():
 
 def test_aligned_is_a_markdown_table():
     assert aligned([["part", "ms"], ["a", "10"]]) == "| part | ms |\n|------|---:|\n| a    | 10 |"
+
+
+def test_what_other_programs_used_is_in_the_table():
+    text = table(RESULT | {"others": [0.05, None, 1.25]}, PEAKS)
+    assert _cells(text, -1)[:2] == ["other programs", "1.2 cores at most"]
+
+
+def test_a_case_beside_busy_processes_has_a_title_of_its_own():
+    assert title(CASE | {"beside": 2}).endswith(", beside 2")
