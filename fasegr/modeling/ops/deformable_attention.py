@@ -249,6 +249,6 @@ def deformable_attention(value: Tensor, shapes: Shapes, x: Tensor, y: Tensor, we
         raise ValueError(f"value has {value.shape[1]} tokens; the levels {list(shapes)} have {tokens}")
     if value.device.type == "cpu" and switches.enabled("embedding_bag"):
         return sample_by_bag(value, shapes, x, y, weight)
-    if triton_deformable_attention.supports(value) and switches.enabled("triton_deformable_attention"):
+    if triton_deformable_attention.supports(value, len(shapes)) and switches.enabled("triton_deformable_attention"):
         return triton_deformable_attention.sample_by_triton(value, shapes, x, y, weight)
     return sample_by_grid(value, shapes, x, y, weight)

@@ -34,10 +34,15 @@ Shapes = Sequence[tuple[int, int]]
 TILE = 1024
 
 
-def supports(value: Tensor) -> bool:
+# Of the kernels' arguments; the file with the kernels imports Triton.
+MAX_LEVELS = 4
+
+
+def supports(value: Tensor, levels: int) -> bool:
     """Whether the kernels apply: value (B, S, M, D) on a GPU that Triton compiles for, D from 16 to 128."""
     return (
         value.device.type == "cuda"
+        and levels <= MAX_LEVELS
         and value.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
         and 16 <= value.shape[3] <= 128
         and value.shape[1:].numel() < 2**31  # offsets within an image have 32 bits
@@ -143,8 +148,8 @@ def _launch_arguments(value: Tensor, x: Tensor, sides: list[int]) -> tuple[int, 
     """Number of rows; the run-time arguments that end with it; the compile-time sizes."""
     (_, tokens, heads, dim), (_, queries, _, levels, points) = value.shape, x.shape
     rows = x.shape[:3].numel()
-    counts = (tuple(2 * side + 1 for side in sides), tokens, queries, rows)
-    return rows, counts, {"HEADS": heads, "LEVELS": levels, "POINTS": points, "DIM": dim, **_tile(dim)}
+    sides = [*sides, *[1] * (2 * MAX_LEVELS - len(sides))]  # of levels that are not there
+    return rows, (*sides, tokens, queries, rows), {"HEADS": heads, "LEVELS": levels, "POINTS": points, "DIM": dim, **_tile(dim)}
 
 
 def _tile(dim: int) -> dict[str, int]:

@@ -1,15 +1,22 @@
 """Triton kernels of multi-scale deformable attention; `triton_deformable_attention.py` has the maths and launches them.
 
 Rows are (image, query, head), in the order of memory, and a program takes BLOCK_ROWS of them; BLOCK_DIM is DIM, the
-channels of a head, rounded up to a power of two. `sizes` is a tuple with 2 H + 1 and 2 W + 1 of each level: Triton
-recompiles for arguments that are 1 or a multiple of 16, and an odd number above 1 is neither, so that one compilation
-serves images of all sizes. Offsets within an image fit 32 bits, those of images and rows take 64.
+channels of a head, rounded up to a power of two. Offsets within an image fit 32 bits, those of images and rows take 64.
+Height and width of each level are arguments of their own, for up to four levels: a tuple needs Triton 3.3, and in its
+interpreter 3.4.
 """
 
 import triton
 import triton.language as tl
 
-_COUNTS = ["tokens", "queries", "rows"]  # not specialised either
+# Triton recompiles for arguments that are 1 or a multiple of 16. Not for these: one compilation serves all image sizes.
+_SIZES = ["h0", "w0", "h1", "w1", "h2", "w2", "h3", "w3", "tokens", "queries", "rows"]
+
+
+@triton.jit
+def _of(level: tl.constexpr, s0, s1, s2, s3):
+    """The side of a level. `level` is known to the compiler, so nothing is left of this."""
+    return s0 if level == 0 else (s1 if level == 1 else (s2 if level == 2 else s3))
 
 
 @triton.jit
@@ -40,9 +47,9 @@ def _place(x, y, height, width):
     )
 
 
-@triton.jit(do_not_specialize=_COUNTS)
+@triton.jit(do_not_specialize=_SIZES)
 def sample(
-    value, x, y, weight, out, sizes, tokens, queries, rows,
+    value, x, y, weight, out, h0, w0, h1, w1, h2, w2, h3, w3, tokens, queries, rows,
     HEADS: tl.constexpr, LEVELS: tl.constexpr, POINTS: tl.constexpr, DIM: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_DIM: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
@@ -55,8 +62,8 @@ def sample(
     total = tl.zeros([BLOCK_ROWS, BLOCK_DIM], ACC)
     start = 0
     for level in tl.static_range(LEVELS):
-        height = sizes[2 * level] // 2
-        width = sizes[2 * level + 1] // 2
+        height = _of(level, h0, h1, h2, h3)
+        width = _of(level, w0, w1, w2, w3)
         for point in range(POINTS):
             at = r * (LEVELS * POINTS) + level * POINTS + point
             w = tl.load(weight + at, mask=live, other=0.0).to(ACC)
@@ -85,9 +92,10 @@ def _emit(grad_value, keys, shares, offset, cell, at, nowhere, share, g, exists,
         tl.store(shares + at, share, mask=live)
 
 
-@triton.jit(do_not_specialize=_COUNTS)
+@triton.jit(do_not_specialize=_SIZES)
 def sample_backward(
-    grad, value, x, y, weight, grad_value, keys, shares, grad_x, grad_y, grad_weight, sizes, tokens, queries, rows,
+    grad, value, x, y, weight, grad_value, keys, shares, grad_x, grad_y, grad_weight,
+    h0, w0, h1, w1, h2, w2, h3, w3, tokens, queries, rows,
     HEADS: tl.constexpr, LEVELS: tl.constexpr, POINTS: tl.constexpr, DIM: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_DIM: tl.constexpr, ACC: tl.constexpr, ATOMIC: tl.constexpr,
 ):  # fmt: skip
@@ -104,8 +112,8 @@ def sample_backward(
     g = tl.load(grad + (r * DIM)[:, None] + d[None, :], mask=live[:, None] & channel, other=0.0).to(ACC)
     start = 0
     for level in tl.static_range(LEVELS):
-        height = sizes[2 * level] // 2
-        width = sizes[2 * level + 1] // 2
+        height = _of(level, h0, h1, h2, h3)
+        width = _of(level, w0, w1, w2, w3)
         for point in range(POINTS):
             at = r * (LEVELS * POINTS) + level * POINTS + point
             w = tl.load(weight + at, mask=live, other=0.0).to(ACC)

@@ -41,7 +41,7 @@ class Compiled:
             elif isinstance(value, torch.Tensor):
                 signature[name], aligned[(i,)] = TYPES[value.dtype], [["tt.divisibility", 16]]
             else:
-                signature[name] = tuple("i32" for _ in value) if isinstance(value, tuple) else "i32"
+                signature[name] = "i32"
         source = ASTSource(self.kernel, signature=signature, constexprs=constants, attrs=aligned)
         compiled = triton.compile(source, target=GPUTarget("cuda", self.capability, 32), options=options)
         print(self.kernel.__name__, compiled.metadata.shared, flush=True)

@@ -138,14 +138,16 @@ def test_compiles_without_graph_breaks():
 def test_what_is_supported(monkeypatch):
     asked = []
     monkeypatch.setattr(triton_deform_attn, "has_triton", lambda index, dtype: asked.append(dtype) or True)
-    assert not supports(torch.empty(1, 4, 2, 32))
+    assert not supports(torch.empty(1, 4, 2, 32), 3)
     with torch._subclasses.FakeTensorMode():
         assert not asked
         for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-            assert supports(torch.empty(1, 4, 2, 32, dtype=dtype, device="cuda"))
+            assert supports(torch.empty(1, 4, 2, 32, dtype=dtype, device="cuda"), 3)
         for dim, answer in ((8, False), (16, True), (100, True), (128, True), (129, False)):
-            assert supports(torch.empty(1, 4, 2, dim, device="cuda")) is answer
-        assert not supports(torch.empty(1, 2**23, 8, 32, device="cuda"))
+            assert supports(torch.empty(1, 4, 2, dim, device="cuda"), 3) is answer
+        for levels, answer in ((1, True), (4, True), (5, False)):
+            assert supports(torch.empty(1, 4, 2, 32, device="cuda"), levels) is answer
+        assert not supports(torch.empty(1, 2**23, 8, 32, device="cuda"), 3)
     monkeypatch.setattr(triton_deform_attn, "has_triton", lambda index, dtype: False)
     with torch._subclasses.FakeTensorMode():
-        assert not supports(torch.empty(1, 4, 2, 32, device="cuda"))
+        assert not supports(torch.empty(1, 4, 2, 32, device="cuda"), 3)
