@@ -149,7 +149,8 @@ def _launch_arguments(value: Tensor, x: Tensor, sides: list[int]) -> tuple[int, 
     (_, tokens, heads, dim), (_, queries, _, levels, points) = value.shape, x.shape
     rows = x.shape[:3].numel()
     sides = [*sides, *[1] * (2 * MAX_LEVELS - len(sides))]  # of levels that are not there
-    return rows, (*sides, tokens, queries, rows), {"HEADS": heads, "LEVELS": levels, "POINTS": points, "DIM": dim, **_tile(dim)}
+    constants = {"HEADS": heads, "LEVELS": levels, "POINTS": points, "DIM": dim, **_tile(dim)}
+    return rows, (*sides, tokens, queries, rows), constants
 
 
 def _tile(dim: int) -> dict[str, int]:
