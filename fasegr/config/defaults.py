@@ -148,6 +148,9 @@ def add_fasegr_config(cfg: CN) -> None:
     cfg.DATASETS.COCO.SPLITS = ["train", "val"]
     cfg.DATASETS.COCO.CATEGORIES = ""              # JSON, relative to the YAML file; empty: from the first annotations
 
+    cfg.INPUT.MAX_PIXELS = 178956970               # larger images are refused; this is Pillow's own limit
+    cfg.INPUT.BIT_DEPTH = 0                        # bits that 16-bit images use; 0: 16, or 12 or 8 if no value has more
+    cfg.INPUT.USE_EXIF = True                      # turn photographs upright; False reads them as they are stored
     cfg.INPUT.CACHE = ""                           # folder for decoded images and labels; empty: no cache
 
     cfg.DATALOADER.TIMEOUT = 600                   # seconds without a batch after which a run fails; 0: wait for ever

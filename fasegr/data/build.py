@@ -7,6 +7,7 @@ an interruption, does not change which image comes when, or how it is augmented.
 import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -21,7 +22,15 @@ from fasegr.d2 import (
 from fasegr.data.dataset_mappers import build_mapper
 from fasegr.data.dataset_mappers.dataset_mapper import stated_size
 from fasegr.data.datasets.coco_json import without_crowds
-from fasegr.data.image_io import check_image_size, check_label_size, image_size, label_size
+from fasegr.data.image_io import (
+    Reading,
+    check_image_size,
+    check_label_size,
+    configure_reading,
+    image_size,
+    label_size,
+    reading,
+)
 from fasegr.data.serialized_list import SerializedList
 from fasegr.data.workers import with_sturdy_workers
 
@@ -143,7 +152,7 @@ def build_train_loader(cfg: CfgNode, seed: int) -> tuple[DataLoader, TrainingSam
         pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),  # so that copies to the GPU overlap with computation
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
-    return with_sturdy_workers(loader, cfg.DATALOADER.TIMEOUT), sampler
+    return _sturdy(loader, cfg), sampler
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
@@ -151,4 +160,16 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
     loader = build_detection_test_loader(
         _records((dataset_name,)), mapper=build_mapper(cfg, is_train=False), num_workers=cfg.DATALOADER.NUM_WORKERS
     )
+    return _sturdy(loader, cfg)
+
+
+def _sturdy(loader: DataLoader, cfg: CfgNode) -> DataLoader:
+    loader.worker_init_fn = partial(_read_alike, loader.worker_init_fn, reading())
     return with_sturdy_workers(loader, cfg.DATALOADER.TIMEOUT)
+
+
+def _read_alike(then: Callable[[int], None] | None, settings: Reading, worker_id: int) -> None:
+    """Called in a worker, which may have been started without fork: it reads images as this process does."""
+    configure_reading(settings)
+    if then is not None:
+        then(worker_id)

@@ -17,7 +17,7 @@ import numpy as np
 import torch.utils.data
 from PIL import Image
 
-from fasegr.data.image_io import open_image, read_image, read_png
+from fasegr.data.image_io import Reading, open_image, read_image, read_png, reading
 from fasegr.utils.files import replacing
 
 __all__ = ["ImageCache", "load_image", "read_cached"]
@@ -68,7 +68,9 @@ class ImageCache:
             source = os.stat(path)
         except OSError:
             return None
-        name = hashlib.sha256(os.path.abspath(path).encode()).hexdigest()[:32]
+        settings = reading()._replace(max_pixels=Reading().max_pixels)  # which changes no pixel
+        variant = "" if settings == Reading() else repr(settings[1:])
+        name = hashlib.sha256((os.path.abspath(path) + variant).encode()).hexdigest()[:32]
         return self.folder / name[:2] / f"{name}-{source.st_size}-{source.st_mtime_ns}.npy"
 
     def _write(self, entry: Path, array: np.ndarray) -> None:

@@ -1,30 +1,40 @@
 """Reading images and label maps in all the formats that datasets have."""
 
+import logging
 import os
+import re
 import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.utils.data
 from PIL import Image
-from torchvision.io import decode_png
+from torchvision.io import ImageReadMode, decode_png
 
 __all__ = [
     "BadFile",
+    "Reading",
     "check_image_size",
     "check_label_size",
     "check_label_values",
+    "configure_reading",
     "decode",
+    "image_header",
     "image_size",
     "label_size",
     "open_file",
     "open_image",
     "read_image",
     "read_label",
+    "reading",
 ]
+
+logger = logging.getLogger(__name__)
 
 _ORIENTATION = 0x0112  # EXIF tag: how the camera was held
 _UPRIGHT = {
@@ -47,11 +57,45 @@ _READERS_RAISE = (  # for damaged files
     *(EOFError, MemoryError, RuntimeError, struct.error, zlib.error),
 )
 _DAMAGED = "the image data is damaged or cut short"
-_STORED_SIDEWAYS = ". The image may be stored on its side, with a note in its EXIF data: label it as viewers show it"
+_STORED_SIDEWAYS = (
+    ". The image may be stored on its side, with a note in its EXIF data: label it as viewers show it, or set "
+    "INPUT.USE_EXIF False to read images as they are stored"
+)
+_INVERSE = {  # of a turn by 90 degrees; the other changes undo themselves
+    Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270,
+    Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90,
+}
+_MAX_SAMPLE = 281  # TIFF tag: the largest value that a sample may have
+_NARROW = (8, 12)  # bits that cameras put into 16
 
 
 class BadFile(ValueError):
     """A file that cannot be used; the message names it and says what was expected."""
+
+
+class Reading(NamedTuple):
+    """How this process reads images: INPUT.MAX_PIXELS, BIT_DEPTH and USE_EXIF."""
+
+    max_pixels: int = 178_956_970  # Pillow's own limit
+    bit_depth: int = 0
+    use_exif: bool = True
+
+
+_reading = Reading()
+_warned: set[str] = set()
+
+
+def reading() -> Reading:
+    return _reading
+
+
+def configure_reading(settings: Reading) -> None:
+    """Settings for all images that this process reads from now on. Processes that it starts without fork need a call of
+    their own."""
+    global _reading
+    _reading = settings
+    _warned.clear()
+    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, settings.max_pixels)  # above it Pillow warns, on stderr
 
 
 @contextmanager
@@ -62,9 +106,18 @@ def _named(path: str | Path, problem: str, remedy: str) -> Iterator[None]:
     except BadFile:
         raise
     except Image.DecompressionBombError as error:
-        raise BadFile(f"{path}: {error}; cut it into smaller images") from error
+        pixels = re.search(r"\d+", str(error))
+        raise BadFile(_too_large(path, pixels[0] if pixels else "too many")) from error
     except _READERS_RAISE as error:
         raise BadFile(f"{path}: {problem} ({str(error) or type(error).__name__}); {remedy}") from error
+
+
+def _too_large(path: str | Path, pixels: str) -> str:
+    return (
+        f"{path}: has {pixels} pixels, more than INPUT.MAX_PIXELS {_reading.max_pixels}; raise that key if memory "
+        "allows it (an image takes 3 bytes a pixel, and several times that while it is segmented; "
+        "TEST.SLIDING_WINDOW.ENABLED True needs least), or cut the image into smaller ones"
+    )
 
 
 def open_file(path: str | Path) -> Image.Image:
@@ -72,7 +125,11 @@ def open_file(path: str | Path) -> Image.Image:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: there is no such file")
     with _named(path, "cannot be read as an image", f"expected one of {', '.join(_FORMATS)}"):
-        return Image.open(path, formats=_FORMATS)
+        image = Image.open(path, formats=_FORMATS)
+    if image.width * image.height > _reading.max_pixels:
+        image.close()
+        raise BadFile(_too_large(path, f"{image.width} x {image.height} = {image.width * image.height}"))
+    return image
 
 
 def decode(image: Image.Image, path: str | Path) -> Image.Image:
@@ -89,16 +146,36 @@ def _orientation(image: Image.Image) -> int:
         return 1  # damaged EXIF says nothing about the pixels; the image is assumed to be upright
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
-    """(height, width) of the upright image, read from the header. Raises as `open_image` for a file without one, and
-    for a PNG that is cut short."""
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What makes the pixels that Pillow reads those of INPUT.USE_EXIF."""
+    turn = _UPRIGHT.get(_orientation(image))
+    if image.format == "TIFF":  # which Pillow turns itself
+        return None if _reading.use_exif else _INVERSE.get(turn, turn)
+    return turn if _reading.use_exif else None
+
+
+class Header(NamedTuple):
+    """size: (height, width) of the image as it is read. orientation: EXIF's, 1 to 8."""
+
+    size: tuple[int, int]
+    orientation: int
+
+
+def image_header(path: str | Path) -> Header:
+    """Raises as `open_image` for a file without one, and for a PNG that is cut short."""
     with open_file(path) as image:
-        width, height = image.size
-        if image.format == "TIFF":
-            return height, width  # Pillow has looked at the orientation
         if image.format == "PNG" and _turned_after_pixels(path):
             decode(image, path)
-        return (width, height) if _orientation(image) in _SIDEWAYS else (height, width)
+        width, height = image.size
+        orientation = _orientation(image)
+        sideways = _turn(image) is not None and orientation in _SIDEWAYS
+        return Header((width, height) if sideways else (height, width), orientation)
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) of the image as it is read, upright unless INPUT.USE_EXIF is False, from the header. Raises as
+    `image_header`."""
+    return image_header(path).size
 
 
 def _turned_after_pixels(path: str | Path) -> bool:
@@ -129,28 +206,79 @@ def check_image_size(path: str | Path, size: tuple[int, int], stated: tuple[int,
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """The image, upright, as a PIL image in mode RGB.
+    """The image, upright unless INPUT.USE_EXIF is False, as a PIL image in mode RGB.
 
-    Grey is repeated, transparency is dropped, a palette is looked up, 16 bits are scaled to 8, and the EXIF
-    orientation is applied. Raises FileNotFoundError, or BadFile if the file is damaged or its pixels have no known
+    Grey is repeated, transparency is dropped, a palette is looked up, and 16 bits, or the INPUT.BIT_DEPTH of them that
+    are used, are scaled to 8. Raises FileNotFoundError, or BadFile if the file is damaged or its pixels have no known
     range.
     """
     with open_file(path) as opened:
+        is_tiff = opened.format == "TIFF"
+        deep = ";16" in str(opened.tile[0][3]) if opened.tile else False
+        largest_sample = opened.tag_v2.get(_MAX_SAMPLE) if is_tiff else None
+        turn = _turn(opened) if is_tiff else None  # a TIFF loses the note when it is decoded
         image = decode(opened, path)
-        orientation = _orientation(opened)
+        turn = turn if is_tiff else _turn(opened)  # a PNG may only have it then
         if image.mode in _SIXTEEN_BIT:
-            values = np.asarray(image)
-            if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
-                raise BadFile(
-                    f"{path}: its values are {values.min()}..{values.max()}; an image has 8 or 16 bits a channel"
-                )
-            image = Image.fromarray(((values.astype(np.int64) + 128) // 257).astype(np.uint8))
+            image = Image.fromarray(_to_eight_bits(np.asarray(image), path, largest_sample))
         elif image.mode == "F":
             raise BadFile(f"{path}: holds floating-point values; expected 8 or 16 bits a channel")
+        elif deep:
+            image = _deep_colours(image, opened.format, path)
         if image.mode != "RGB":  # which `convert` would copy
             with _named(path, f"colours of mode {image.mode} cannot be converted to RGB", "save it as RGB"):
                 image = image.convert("RGB")
-    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+    return image if turn is None else image.transpose(turn)
+
+
+def _to_eight_bits(values: np.ndarray, path: str | Path, largest_sample: object = None) -> np.ndarray:
+    """uint8 of values of up to 16 bits, by INPUT.BIT_DEPTH; 0 takes 12 (or 8) bits for 16 where no value needs more."""
+    low, high = int(values.min(initial=0)), int(values.max(initial=0))
+    if low < 0 or high > 65535:
+        raise BadFile(f"{path}: its values are {low}..{high}; an image has 8 or 16 bits a channel")
+    bits = _reading.bit_depth
+    if bits and high >= 2**bits:
+        raise BadFile(f"{path}: has the value {high}, more than INPUT.BIT_DEPTH {bits} allows (0..{2**bits - 1})")
+    if not bits:
+        stated = largest_sample[0] if isinstance(largest_sample, tuple) and largest_sample else largest_sample
+        if isinstance(stated, int) and high <= stated < 65536:
+            bits = stated.bit_length()
+        else:
+            bits = next((narrow for narrow in _NARROW if high < 2**narrow), 16) if high else 16
+            if bits < 16:
+                _warn_once(
+                    f"{path}: is a 16-bit image whose values are below {2**bits}; it, and others like it, are read as "
+                    f"{bits}-bit images. INPUT.BIT_DEPTH {bits} says so for all 16-bit images (others become errors), "
+                    "16 reads them as they are, nearly black"
+                )
+    most = 2**bits - 1
+    return ((values.astype(np.int64) * 255 + most // 2) // most).astype(np.uint8)
+
+
+def _deep_colours(image: Image.Image, image_format: str | None, path: str | Path) -> Image.Image:
+    """A colour image of 16 bits a channel, of which Pillow has read the upper eight."""
+    if image_format == "PNG":
+        data = torch.frombuffer(bytearray(Path(path).read_bytes()), dtype=torch.uint8)
+        with _named(path, _DAMAGED, "restore the file"):
+            values = decode_png(data, ImageReadMode.RGB).permute(1, 2, 0).numpy()
+        return Image.fromarray(values if values.dtype == np.uint8 else _to_eight_bits(values, path))
+    high = int(np.asarray(image).max(initial=0))
+    if 0 < high < 2**12 >> 8 and _reading.bit_depth in (0, 8, 12):
+        raise BadFile(
+            f"{path}: has 16 bits a channel and values below {(high + 1) << 8}, as of a camera of 12 bits; of colours, "
+            "only the upper 8 bits can be read, which are nearly black. Save it with 8 bits or as PNG; if it is only "
+            "dark, INPUT.BIT_DEPTH 16 reads it"
+        )
+    return image
+
+
+def _warn_once(message: str) -> None:
+    """Once in a process, and not in each data worker."""
+    kind = "bits"
+    worker = torch.utils.data.get_worker_info()
+    if kind not in _warned and (worker is None or worker.id == 0):
+        logger.warning(message)
+    _warned.add(kind)
 
 
 def read_image(path: str | Path) -> np.ndarray:

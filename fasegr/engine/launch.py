@@ -321,6 +321,13 @@ def _message(error: BaseException) -> str | None:
             "the GPU is out of memory. What helps: a larger SOLVER.ACCUMULATE (the batch in more parts), "
             f"SOLVER.AMP.ENABLED True, a smaller INPUT.CROP.SIZE. {text}"
         )
+    if "Expected more than 1 value per channel" in text:
+        text = (
+            "batch norm cannot be trained on one value a channel: the coarsest map, 1/32 of the sample, is 1 x 1, and "
+            "there is one image a process and step. Larger samples (INPUT.CROP.SIZE, INPUT.MIN_SIZE_TRAIN, "
+            "INPUT.SIZE_DIVISIBILITY above 32), more images (SOLVER.IMS_PER_BATCH, a lower SOLVER.ACCUMULATE), or "
+            f"MODEL.RESNETS.NORM GN or FrozenBN help. {text}"
+        )
     text = text.strip()
     return text if " " in text else f"{type(error).__name__}: {text}"
 

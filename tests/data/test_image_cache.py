@@ -9,6 +9,7 @@ from PIL import Image
 
 from fasegr.data.dataset_mappers import build_mapper
 from fasegr.data.image_cache import ImageCache, load_image
+from fasegr.data.image_io import Reading, configure_reading
 from fasegr.data.transform import Box, height_and_width, resize_image
 
 
@@ -197,3 +198,14 @@ def test_images_are_read_as_they_are(tmp_path, suffix):
     pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / f"a.{suffix}")
     np.testing.assert_array_equal(np.asarray(load_image(tmp_path / f"a.{suffix}")), pixels)
+
+
+def test_images_read_in_another_way_have_entries_of_their_own(tmp_path):
+    Image.fromarray(np.array([[0, 100, 4095]], np.uint16)).save(tmp_path / "a.png")
+    cache, path = ImageCache(tmp_path / "cache"), tmp_path / "a.png"
+    try:
+        for bits, brightest in ((0, 255), (16, 16), (12, 255)):
+            configure_reading(Reading(bit_depth=bits))
+            assert load_image(path, cache).max() == brightest
+    finally:
+        configure_reading(Reading())

@@ -1,3 +1,4 @@
+import struct
 import zlib
 
 import numpy as np
@@ -6,8 +7,10 @@ from PIL import Image, ImageCms, ImageFile, ImageOps, PngImagePlugin
 
 from fasegr.data.image_io import (
     BadFile,
+    Reading,
     check_label_size,
     check_label_values,
+    configure_reading,
     image_size,
     label_size,
     read_image,
@@ -18,6 +21,14 @@ from fasegr.data.image_io import (
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)
 GREY = RNG.integers(0, 256, (6, 9), dtype=np.uint8)
+
+
+@pytest.fixture
+def configure(monkeypatch):
+    """configure(bit_depth=12): settings that end with the test."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    yield lambda **settings: configure_reading(Reading()._replace(**settings))
+    configure_reading(Reading())
 
 
 def test_colour_is_read_as_it_is(tmp_path):
@@ -128,7 +139,7 @@ def test_a_size_that_no_memory_holds(tmp_path):
     data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
     path.write_bytes(data)
     for read in (read_image, image_size, read_label):
-        with pytest.raises(BadFile, match=r"a\.png: Image size \(3600000000 pixels\).* cut it into smaller images"):
+        with pytest.raises(BadFile, match=r"a\.png: has .*3600000000 pixels, more than INPUT\.MAX_PIXELS"):
             read(path)
 
 
@@ -241,3 +252,86 @@ def test_label_size_must_be_the_images():
     assert "EXIF" not in str(error.value)
     with pytest.raises(BadFile, match="EXIF"):
         check_label_size("a.png", (4, 6), "a.jpg", (6, 4))
+
+
+# settings
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_as_they_are_stored(tmp_path, configure, orientation, suffix):
+    path, plain = tmp_path / f"a.{suffix}", tmp_path / f"plain.{suffix}"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(COLOUR).save(path, exif=exif)
+    Image.fromarray(COLOUR).save(plain)
+    stored = read_image(plain)
+    configure(use_exif=False)
+    np.testing.assert_array_equal(read_image(path), stored)
+    assert image_size(path) == (6, 9)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize(("bits", "given"), [(12, 0), (8, 0), (12, 12), (10, 10), (14, 14)])
+def test_sixteen_bit_files_of_fewer_bits(tmp_path, configure, caplog, suffix, bits, given):
+    """A camera's 12 bits keep their brightness; where they are found by looking, it is said once."""
+    most = 2**bits - 1
+    values = np.array([[0, most // 2, most // 3, most]], np.uint16)
+    configure(bit_depth=given)
+    for name in ("a", "b"):
+        Image.fromarray(values).save(tmp_path / f"{name}.{suffix}")
+        expected = np.round(values * 255.0 / most)
+        np.testing.assert_array_equal(read_image(tmp_path / f"{name}.{suffix}")[..., 0], expected)
+    said = [record for record in caplog.records if "INPUT.BIT_DEPTH" in record.message]
+    assert len(said) == (0 if given else 1)
+
+
+def test_dark_images_of_sixteen_bits(tmp_path, configure, caplog):
+    values = np.array([[0, 257, 2570]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    configure(bit_depth=16)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png")[..., 0], [[0, 1, 10]])
+    configure(bit_depth=10)
+    with pytest.raises(BadFile, match=r"a\.png: has the value 2570, more than INPUT\.BIT_DEPTH 10"):
+        read_image(tmp_path / "a.png")
+
+
+def test_a_tiff_says_its_largest_value(tmp_path, caplog):
+    values = np.array([[0, 1000, 16383]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.tif", tiffinfo={281: 16383})
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif")[..., 0], np.round(values * 255.0 / 16383))
+    assert not caplog.records
+
+
+def _write_png16(path, values):
+    """RGB of 16 bits, which Pillow does not write."""
+    height, width = values.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows))]
+    data = b"\x89PNG\r\n\x1a\n"
+    for kind, body in [*chunks, (b"IEND", b"")]:
+        data += struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("most", [4095, 65535])
+def test_colours_of_sixteen_bits(tmp_path, most, configure):
+    values = RNG.integers(0, most + 1, (5, 4, 3))
+    values[0, 0] = most
+    _write_png16(tmp_path / "a.png", values)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), (values * 255 + most // 2) // most)
+
+
+def test_more_pixels_where_they_are_allowed(tmp_path, configure):
+    Image.fromarray(GREY).save(tmp_path / "a.png")
+    configure(max_pixels=53)
+    for read in (read_image, image_size, read_label):
+        with pytest.raises(BadFile, match=r"a\.png: has 9 x 6 = 54 pixels, more than INPUT\.MAX_PIXELS 53; raise"):
+            read(tmp_path / "a.png")
+    configure(max_pixels=54)
+    assert image_size(tmp_path / "a.png") == (6, 9)
+
+
+def test_pillows_own_limit_is_raised(configure):
+    configure(max_pixels=400_000_000)
+    assert Image.MAX_IMAGE_PIXELS == 400_000_000

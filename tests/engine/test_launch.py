@@ -347,3 +347,15 @@ def test_tasks_of_srun(monkeypatch, options, joins):
     for name, value in {"RANK": 3, "WORLD_SIZE": 4, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 2}.items():
         monkeypatch.setenv(name, str(value))
     assert launch_module._started_task(arguments()) == Task(3, 4, 1, 2, "env://"), "torchrun within srun"
+
+
+def test_batch_norm_on_one_value_has_a_way_out():
+    from fasegr.engine.launch import _message
+
+    norm = torch.nn.BatchNorm2d(4)
+    with pytest.raises(ValueError) as error:
+        norm(torch.zeros(1, 4, 1, 1))
+    message = _message(error.value)
+    assert (
+        "INPUT.CROP.SIZE" in message and "MODEL.RESNETS.NORM" in message and "size torch.Size([1, 4, 1, 1])" in message
+    )

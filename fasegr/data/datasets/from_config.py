@@ -12,6 +12,7 @@ from fasegr.d2 import CfgNode, DatasetCatalog, MetadataCatalog
 from fasegr.data.datasets.coco_json import read_categories, register_instances, register_panoptic
 from fasegr.data.datasets.folder import load_folder, read_classes, register_folder
 from fasegr.data.datasets.root import DatasetPath
+from fasegr.data.image_io import Reading, configure_reading
 
 __all__ = ["check_num_classes", "register_from_config"]
 
@@ -19,8 +20,10 @@ __all__ = ["check_num_classes", "register_from_config"]
 def register_from_config(cfg: CfgNode) -> list[str]:
     """Registers the datasets that cfg.DATASETS.FOLDER and COCO describe; returns their names, one for each split.
 
-    A call with the same names replaces what an earlier call registered.
+    A call with the same names replaces what an earlier call registered. INPUT.MAX_PIXELS, BIT_DEPTH and USE_EXIF hold
+    for all images that are read from now on.
     """
+    configure_reading(Reading(cfg.INPUT.MAX_PIXELS, cfg.INPUT.BIT_DEPTH, cfg.INPUT.USE_EXIF))
     return [*_register_folder(cfg.DATASETS.FOLDER), *_register_coco(cfg.DATASETS.COCO)]
 
 
