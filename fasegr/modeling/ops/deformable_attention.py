@@ -5,14 +5,15 @@ its attention weights. Three forms with equal results:
 
 - `sample_by_grid`: `F.grid_sample` level by level, on any device; the readable reference.
 - `sample_by_bag`: one weighted `embedding_bag` over all levels, points and corners; several times faster on a CPU.
-- `triton_deformable_attention.sample_by_triton`: one kernel, on a GPU.
+- `triton_deformable_attention.sample_by_triton`: one kernel, on a GPU where it has passed `kernel_check`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, reduce
 from itertools import accumulate
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -21,25 +22,33 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fasegr.modeling.ops import switches, triton_deformable_attention
+from fasegr.modeling.ops import kernel_check, switches, triton_deformable_attention
 
 Shapes = Sequence[tuple[int, int]]
 
 
 def sample_by_grid(value: Tensor, shapes: Shapes, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
     """`deformable_attention` by `F.grid_sample`, one call per level, in float32 at least."""
-    dtype, value = value.dtype, value.to(torch.promote_types(value.dtype, torch.float32))
+    dtype = value.dtype
+    # Before any arithmetic: in half precision, a position of a wide level moves by half a pixel.
+    value, x, y, weight = in_float32_at_least(value, x, y, weight)
     batch, _, heads, dim = value.shape
     queries, points = x.shape[1], x.shape[4]
     out = value.new_zeros(batch * heads, dim, queries)
     for level, (v, (h, w)) in enumerate(zip(value.split([h * w for h, w in shapes], dim=1), shapes, strict=True)):
         image = v.permute(0, 2, 3, 1).reshape(batch * heads, dim, h, w)
         grid = torch.stack([x[:, :, :, level] * (2 / w) - 1, y[:, :, :, level] * (2 / h) - 1], dim=-1)
-        grid = grid.transpose(1, 2).reshape(batch * heads, queries, points, 2).to(value.dtype)
+        grid = grid.transpose(1, 2).reshape(batch * heads, queries, points, 2)
         sampled = F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         level_weight = weight[:, :, :, level].transpose(1, 2).reshape(batch * heads, 1, queries, points)
-        out = out + (sampled * level_weight.to(value.dtype)).sum(-1)
+        out = out + (sampled * level_weight).sum(-1)
     return out.view(batch, heads * dim, queries).transpose(1, 2).to(dtype)
+
+
+def in_float32_at_least(*tensors: Tensor) -> list[Tensor]:
+    """All in one type: float64 if one of them is, else float32."""
+    dtype = reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
+    return [t.to(dtype) for t in tensors]
 
 
 def sample_by_bag(value: Tensor, shapes: Shapes, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
@@ -50,9 +59,9 @@ def sample_by_bag(value: Tensor, shapes: Shapes, x: Tensor, y: Tensor, weight: T
     row also begins the next. There a point has the padded coordinates clamp(x + 0.5, 0, W + 1), and its four corners
     are the entries index + {0, 1, W + 1, W + 2}.
     """
-    dtype = torch.promote_types(value.dtype, torch.float32)  # half-precision bags have no CPU backward
     heights, widths = [h for h, _ in shapes], [w for _, w in shapes]
-    args = (t.to(dtype).contiguous() for t in (value, x, y, weight))
+    # half-precision bags have no CPU backward
+    args = (t.contiguous() for t in in_float32_at_least(value, x, y, weight))
     return _bag(*args, heights, widths).to(value.dtype)
 
 
@@ -233,6 +242,62 @@ def _transposed_bag(index: Tensor, weights: Tensor, bags: Tensor, rows: int) -> 
     return torch.from_numpy(sparse.T @ bags.numpy())
 
 
+def _uses_triton(value: Tensor, x: Tensor) -> bool:
+    sizes = (*value.shape[2:], *x.shape[3:])
+    if not switches.enabled("triton_deformable_attention"):
+        return False
+    if not triton_deformable_attention.supports(value, levels=x.shape[3]):
+        return False
+    return _triton_passes(value.device, value.dtype, *sizes, torch.are_deterministic_algorithms_enabled())
+
+
+@torch.compiler.assume_constant_result
+def _triton_passes(
+    device: torch.device, dtype: torch.dtype, heads: int, dim: int, levels: int, points: int, deterministic: bool
+) -> bool:
+    """Whether the kernels have passed their check on `device`; the first time, check them."""
+    settings = {"dtype": dtype, "heads": heads, "dim": dim, "levels": levels, "points": points}
+    folder = Path(__file__).parent
+    return kernel_check.passes(
+        "triton_deformable_attention",
+        device,
+        settings | {"deterministic": deterministic},
+        [folder / "triton_deformable_attention.py", folder / "triton_deformable_attention_kernels.py"],
+        lambda: compare_with_grid(triton_deformable_attention.sample_by_triton, device, **settings),
+    )
+
+
+def compare_with_grid(
+    form: Callable[..., Tensor],
+    device: torch.device,
+    *,
+    dtype: torch.dtype,
+    heads: int,
+    dim: int,
+    levels: int,
+    points: int,
+) -> list[kernel_check.Deviation]:
+    """How far `form`, another form of `deformable_attention`, is from `sample_by_grid` on small inputs on `device`.
+
+    Some points lie outside of their level. dtype: of the values; positions and weights are in float32 at least.
+    """
+    generator = torch.Generator().manual_seed(0)
+    shapes = [((9, 14), (5, 7), (3, 4), (1, 2))[level % 4] for level in range(levels)]
+    batch, queries = 2, 13
+    value = torch.randn(batch, sum(h * w for h, w in shapes), heads, dim, generator=generator)
+    y_x = torch.rand(2, batch, queries, heads, levels, points, generator=generator)
+    sizes = torch.tensor(shapes, dtype=torch.float32).t()[:, None, None, None, :, None]
+    y, x = y_x * (sizes + 4) - 2
+    weight = torch.rand(x.shape, generator=generator)
+    inputs = [value.to(dtype), *(t.to(torch.promote_types(dtype, torch.float32)) for t in (x, y, weight))]
+
+    def at_shapes(sample: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda value, *points: sample(value, shapes, *points)
+
+    inputs = [t.to(device) for t in inputs]
+    return kernel_check.deviations(at_shapes(form), at_shapes(sample_by_grid), inputs, ("value", "x", "y", "weight"))
+
+
 def deformable_attention(value: Tensor, shapes: Shapes, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
     """Sum of sampled values.
 
@@ -249,6 +314,6 @@ def deformable_attention(value: Tensor, shapes: Shapes, x: Tensor, y: Tensor, we
         raise ValueError(f"value has {value.shape[1]} tokens; the levels {list(shapes)} have {tokens}")
     if value.device.type == "cpu" and switches.enabled("embedding_bag"):
         return sample_by_bag(value, shapes, x, y, weight)
-    if triton_deformable_attention.supports(value, len(shapes)) and switches.enabled("triton_deformable_attention"):
+    if _uses_triton(value, x):
         return triton_deformable_attention.sample_by_triton(value, shapes, x, y, weight)
     return sample_by_grid(value, shapes, x, y, weight)

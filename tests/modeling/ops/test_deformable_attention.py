@@ -88,6 +88,30 @@ def test_lower_precision(dtype):
     torch.testing.assert_close(out.double(), exact, atol=8 * torch.finfo(dtype).eps, rtol=8 * torch.finfo(dtype).eps)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("form", [sample_by_bag, sample_by_grid])
+def test_positions_in_half_precision_are_used_as_they_are(form, dtype, autocast):
+    """Results and gradients are those of float64 for the same positions, on a wide level, but for one rounding."""
+    generator = torch.Generator().manual_seed(1)
+    shapes = [(4, 200)]
+    value = torch.randn(1, 800, 2, 8, generator=generator)
+    y, x = (torch.rand(1, 30, 2, 1, 2, generator=generator) * (side + 2) - 1 for side in shapes[0])
+    # On the centres of pixels, where these positions often lie, there is no gradient; the outer corners are none.
+    y, x = (torch.where((t.to(dtype) - 0.5) % 1 == 0, t.floor(), t) for t in (y, x))
+    weight = torch.rand(1, 30, 2, 1, 2, generator=generator)
+    found, exact = [], []
+    for results, precision in ((found, dtype), (exact, torch.float64)):
+        inputs = [t.to(dtype).to(precision).requires_grad_() for t in (value, x, y, weight)]
+        with torch.autocast("cpu", dtype, enabled=autocast):
+            out = form(inputs[0], shapes, *inputs[1:])
+        assert out.dtype == precision
+        results += [out, *torch.autograd.grad(out.sum(), inputs)]
+    for one, other in zip(found, exact, strict=True):
+        error = torch.finfo(dtype).eps * other.abs().max().item()
+        torch.testing.assert_close(one.double(), other, rtol=0, atol=error)
+
+
 def test_nan_positions_do_not_leave_the_table():
     value, x, y, weight = case()
     x[0, 0, 0, 0, 0] = float("nan")

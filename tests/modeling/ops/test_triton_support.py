@@ -1,7 +1,9 @@
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -32,24 +34,88 @@ def test_kernels_compile_for_a_gpu_that_is_not_there(tmp_path, capability):
     assert max(int(shared) for _, shared in compiled) <= SHARED_MEMORY
 
 
-def test_needs_a_compiler_and_the_capability(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
-    monkeypatch.setattr(triton_support, "_toolchain", lambda: True)
-    assert has_triton(0, torch.float16)
-    assert not has_triton(0, torch.bfloat16)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (6, 1))
-    assert not has_triton(0, torch.float32)
-    monkeypatch.setattr(triton_support, "_toolchain", lambda: False)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
-    assert not has_triton(0, torch.float32)
+@pytest.fixture
+def gpu(monkeypatch):
+    """As on a machine with an NVIDIA GPU; returns the function that sets its compute capability."""
 
+    def capability(*numbers):
+        triton_support._capability.cache_clear()
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: numbers)
 
-def test_needs_a_c_compiler(monkeypatch):
+    def forget():
+        for function in (triton_support._capability, triton_support._toolchain_problem, triton_support._warn_once):
+            function.cache_clear()
+
+    forget()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    capability(8, 0)
+    yield capability
+    forget()
+
+
+def compiler(folder, script):
+    path = folder / "cc"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_needs_the_capability_of_the_type(gpu, monkeypatch, tmp_path):
+    monkeypatch.setenv("CC", compiler(tmp_path, "exit 0"))
+    gpu(7, 0)
+    assert has_triton(0, torch.float16)
+    assert not has_triton(0, torch.bfloat16)
+    gpu(6, 1)
+    assert "need compute capability 7.0; this GPU has 6.1" in triton_support.why_not(0, torch.float32)
+
+
+def test_without_a_gpu_nothing_is_asked_of_it():
+    if not torch.cuda.is_available():
+        assert not has_triton(0, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("script", "problem"),
+    [
+        (
+            "echo 'm.c:1:10: fatal error: Python.h: No such file or directory' >&2; exit 1",
+            "error: Python.h: No such file",
+        ),
+        ("echo 'cc: error: cannot find ld' >&2; exit 1", "cannot find ld"),
+        ("exit 3", "exit code 3"),
+        (None, "cannot be run"),
+    ],
+)
+def test_a_compiler_that_cannot_make_modules_is_said_once_with_what_to_install(
+    script, problem, gpu, monkeypatch, tmp_path, caplog
+):
+    monkeypatch.setenv("CC", compiler(tmp_path, script) if script else str(tmp_path / "none"))
+    for dtype in (torch.float32, torch.float16, torch.float32):
+        assert not has_triton(0, dtype)
+    (record,) = caplog.records
+    assert problem in record.message and "apt install gcc" in record.message
+
+
+def test_the_headers_of_this_python_are_looked_for(gpu, monkeypatch, tmp_path):
+    monkeypatch.setenv("CC", compiler(tmp_path, f'echo "$@" > {tmp_path}/arguments'))
+    assert has_triton(0, torch.float32)
+    includes = [a[2:] for a in (tmp_path / "arguments").read_text().split() if a.startswith("-I")]
+    assert sysconfig.get_paths()["include"] in includes
+
+
+def test_no_compiler_at_all(gpu, monkeypatch):
     monkeypatch.delenv("CC", raising=False)
-    for found, answer in (("/usr/bin/gcc", True), (None, False)):
-        monkeypatch.setattr(triton_support.shutil, "which", lambda name, found=found: found)
-        triton_support._toolchain.cache_clear()
-        assert triton_support._toolchain() is answer
-    triton_support._toolchain.cache_clear()
+    monkeypatch.setenv("PATH", "")
+    assert "there is no C compiler" in triton_support.why_not(0, torch.float32)
+
+
+@pytest.mark.skipif(not shutil.which("gcc"), reason="needs gcc")
+def test_the_compiler_of_this_machine(gpu, monkeypatch, tmp_path):
+    monkeypatch.delenv("CC", raising=False)
+    headers = Path(sysconfig.get_paths()["include"], "Python.h").exists()
+    assert (triton_support.why_not(0, torch.float32) == "") is headers
+    monkeypatch.setattr(sysconfig, "get_paths", lambda scheme: {"include": str(tmp_path)})
+    triton_support._toolchain_problem.cache_clear()
+    assert "Python.h" in triton_support.why_not(0, torch.float32)
