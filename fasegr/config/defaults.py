@@ -120,6 +120,8 @@ def add_fasegr_config(cfg: CN) -> None:
     # Additions
     cfg.MODEL.WEIGHTS_PARTIAL = False              # train on from what fits of another model's weights
 
+    former.CLASS_WEIGHTS = []                      # of each class in the classification loss, or "inverse_sqrt"; []: 1
+
     cfg.MODEL.RESNETS.RES4_DILATION = 1            # these three are from detectron2's DeepLab; released files set them
     cfg.MODEL.RESNETS.RES5_MULTI_GRID = [1, 1, 1]
     cfg.MODEL.RESNETS.STEM_TYPE = "basic"
@@ -151,6 +153,8 @@ def add_fasegr_config(cfg: CN) -> None:
     cfg.INPUT.MAX_PIXELS = 178956970               # larger images are refused; this is Pillow's own limit
     cfg.INPUT.BIT_DEPTH = 0                        # bits that 16-bit images use; 0: 16, or 12 or 8 if no value has more
     cfg.INPUT.USE_EXIF = True                      # turn photographs upright; False reads them as they are stored
+    cfg.INPUT.CROP.RARE_CLASS_PROB = 0.0           # share of crops drawn around a pixel of a rare class
+    cfg.INPUT.AUGMENTATIONS = []                   # of torchvision.transforms.v2, as [{RandomRotation: {degrees: 10}}]
     cfg.INPUT.CACHE = ""                           # folder for decoded images and labels; empty: no cache
 
     cfg.DATALOADER.TIMEOUT = 600                   # seconds without a batch after which a run fails; 0: wait for ever

@@ -69,6 +69,10 @@ def several(item: Allowed, least: int, most: int, note: str = "") -> Allowed:
     )
 
 
+def either(*items: Allowed) -> Allowed:
+    return Allowed(lambda value: any(item.accepts(value) for item in items), " or ".join(item.words for item in items))
+
+
 FLAG = one_of(True, False)
 CHANNELS, SIDE, ITERATIONS = integer(1, 16384), integer(1, 65535, " pixels"), integer(1, 10**9)
 NAME = text(r".*\S.*", " that is not empty")
@@ -134,6 +138,9 @@ KEYS: dict[str, Allowed] = {
     "MODEL.MASK_FORMER.DEEP_SUPERVISION": FLAG,
     "MODEL.MASK_FORMER.NO_OBJECT_WEIGHT": number(0, 1e6, "(]", " (0.1 in the paper)"),
     "MODEL.MASK_FORMER.CLASS_WEIGHT": WEIGHT,
+    "MODEL.MASK_FORMER.CLASS_WEIGHTS": either(
+        one_of("inverse_sqrt"), several(number(0, 1e6, "(]"), 0, 65535, ", one for each class, or [] for 1")
+    ),
     "MODEL.MASK_FORMER.DICE_WEIGHT": WEIGHT,
     "MODEL.MASK_FORMER.MASK_WEIGHT": WEIGHT,
     "MODEL.MASK_FORMER.NHEADS": integer(1, 1024),
@@ -187,6 +194,14 @@ KEYS: dict[str, Allowed] = {
     "INPUT.CROP.TYPE": one_of("absolute", "absolute_range", "relative", "relative_range"),
     "INPUT.CROP.SIZE": several(number(0, 65535, "(]"), 2, 2),
     "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA": number(0, 1, "(]"),
+    "INPUT.CROP.RARE_CLASS_PROB": number(0, 1),
+    "INPUT.AUGMENTATIONS": several(
+        Allowed(
+            lambda value: isinstance(value, dict) and len(value) == 1,
+            "one transform of torchvision.transforms.v2, as {RandomRotation: {degrees: 10}}",
+        ),
+        *(0, 100),
+    ),
     "INPUT.SIZE_DIVISIBILITY": integer(-1, 16384, "; below 1 nothing is padded"),
     "INPUT.IMAGE_SIZE": integer(1, 16384, " pixels"),
     "INPUT.MIN_SCALE": number(0, 100, "(]"),
@@ -207,6 +222,9 @@ KEYS: dict[str, Allowed] = {
     "DATASETS.COCO.SPLITS": several(NAME, 1, 1000),
     "DATALOADER.NUM_WORKERS": integer(0, 1024, " processes"),
     "DATALOADER.FILTER_EMPTY_ANNOTATIONS": FLAG,
+    "DATALOADER.SAMPLER_TRAIN": one_of("TrainingSampler", "RepeatFactorTrainingSampler"),
+    "DATALOADER.REPEAT_THRESHOLD": number(0, 1, note=", the share of images below which a class is rare"),
+    "DATALOADER.REPEAT_SQRT": one_of(True),
     "DATALOADER.TIMEOUT": number(0, 1e6, note=" seconds; 0 waits for ever"),
     "SOLVER.OPTIMIZER": one_of("ADAMW", "SGD"),
     "SOLVER.BASE_LR": number(0, 1000, "(]", " (0.0001 in the paper)"),
@@ -383,6 +401,24 @@ RULES: list[tuple[Sequence[str], Callable[..., Any], str]] = [
         lambda size, kind, enabled: enabled and not _fits(size, kind),
         "it must be two shares of the image in (0, 1] for a relative TYPE, else two sizes in whole pixels, of which "
         "absolute_range takes the smaller first",
+    ),
+    (
+        [FORMER + "CLASS_WEIGHTS", HEAD + "NUM_CLASSES"],
+        lambda weights, classes: weights != "inverse_sqrt" and len(weights) not in (0, classes),
+        "it must have one number for each class",
+    ),
+    (
+        ["INPUT.CROP.RARE_CLASS_PROB", "INPUT.CROP.ENABLED", "INPUT.DATASET_MAPPER_NAME"],
+        lambda prob, enabled, mapper: (
+            prob > 0 and not (enabled and mapper in ("mask_former_semantic", "mask_former_panoptic"))
+        ),
+        "only crops of mask_former_semantic and mask_former_panoptic know where classes are; objects and large-scale "
+        "jittering have DATALOADER.SAMPLER_TRAIN RepeatFactorTrainingSampler",
+    ),
+    (
+        ["DATALOADER.REPEAT_THRESHOLD", "DATALOADER.SAMPLER_TRAIN"],
+        lambda threshold, sampler: (threshold > 0) != (sampler == "RepeatFactorTrainingSampler"),
+        "RepeatFactorTrainingSampler, and only it, needs the share of images below which a class is rare (LVIS 0.001)",
     ),
     (
         ["INPUT.MIN_SCALE", "INPUT.MAX_SCALE"],

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from fasegr.data.image_io import label_histogram
 from fasegr.data.transform import Box, ColorTransform, Transform, resize_label
 
-__all__ = ["ColorAugSSD", "LargeScaleJitter", "RandomCrop", "ResizeCropFlip", "ResizeShortestEdge"]
+__all__ = ["ColorAugSSD", "LargeScaleJitter", "RandomCrop", "RareClasses", "ResizeCropFlip", "ResizeShortestEdge"]
 
 
 class ResizeShortestEdge:
@@ -51,13 +52,37 @@ class ResizeShortestEdge:
         return height, width
 
 
+class RareClasses:
+    """Where crops should look: with probability `prob` at a random pixel of one class of the image, drawn with chances
+    in inverse proportion to the classes' pixels in the training set.
+
+    class_pixels: (C,) of the training set.
+    """
+
+    def __init__(self, prob: float, class_pixels: np.ndarray):
+        self.prob, self.class_pixels = prob, np.asarray(class_pixels)
+
+    def get_pixel(self, rng: np.random.Generator, sem_seg: np.ndarray) -> tuple[int, int] | None:
+        """(y, x) in the labels `sem_seg` (H, W), or None where this crop looks for nothing."""
+        if rng.random() >= self.prob:
+            return None
+        classes = np.flatnonzero(label_histogram(sem_seg)[: len(self.class_pixels)])
+        if len(classes) == 0:
+            return None
+        chances = 1 / np.maximum(self.class_pixels[classes], 1)
+        chosen = rng.choice(classes, p=chances / chances.sum())
+        places = np.flatnonzero(sem_seg.ravel() == chosen)
+        y, x = divmod(int(places[rng.integers(len(places))]), sem_seg.shape[1])
+        return y, x
+
+
 class RandomCrop:
     """A random window, drawn again (at most ten times in all) while one class fills too much of it.
 
     crop_type, crop_size: detectron2's INPUT.CROP.TYPE and SIZE: "absolute" (pixels, cut to the image), "relative"
     (shares of the image), "relative_range" (shares between the given ones and 1), "absolute_range" (both sides, in
     pixels, between the two numbers). single_category_max_area: largest share of the labelled pixels that one class may
-    have, and the window must then hold two classes; 1 accepts any window.
+    have, and the window must then hold two classes; 1 accepts any window. rare: what windows are drawn towards.
     """
 
     ATTEMPTS = 10
@@ -68,13 +93,15 @@ class RandomCrop:
         crop_size: tuple[float, float],
         single_category_max_area: float = 1.0,
         ignore_label: int = 255,
+        rare: RareClasses | None = None,
     ):
         self.crop_type, self.crop_size = crop_type, tuple(crop_size)
         self.single_category_max_area, self.ignore_label = single_category_max_area, ignore_label
+        self.rare = rare
 
     @property
     def needs_sem_seg(self) -> bool:
-        return self.single_category_max_area < 1
+        return self.single_category_max_area < 1 or self.rare is not None
 
     def get_crop_size(self, rng: np.random.Generator, size: tuple[int, int]) -> tuple[int, int]:
         if self.crop_type == "absolute":
@@ -92,11 +119,20 @@ class RandomCrop:
     def get_crop(self, rng: np.random.Generator, size: tuple[int, int], sem_seg: np.ndarray | None = None) -> Box:
         """A window of the image resized to `size`. sem_seg: labels (H, W) of the image before that, for
         `needs_sem_seg`."""
-        for _ in range(self.ATTEMPTS if self.needs_sem_seg else 1):
-            height, width = self.get_crop_size(rng, size)
-            y, x = int(rng.integers(size[0] - height + 1)), int(rng.integers(size[1] - width + 1))
-            box = Box(y, x, height, width)
-            if not self.needs_sem_seg or self._is_varied(resize_label(sem_seg, size, box)):
+        pixel = None if self.rare is None else self.rare.get_pixel(rng, sem_seg)
+        if pixel is not None:
+            pixel = tuple(
+                (2 * p + 1) * new // (2 * old) for p, new, old in zip(pixel, size, sem_seg.shape, strict=True)
+            )
+        any_will_do = self.single_category_max_area >= 1
+        for _ in range(1 if any_will_do else self.ATTEMPTS):
+            sides = self.get_crop_size(rng, size)
+            if pixel is None:
+                y, x = (int(rng.integers(whole - side + 1)) for whole, side in zip(size, sides, strict=True))
+            else:
+                y, x = (_start_around(rng, *place) for place in zip(pixel, size, sides, strict=True))
+            box = Box(y, x, *sides)
+            if any_will_do or self._is_varied(resize_label(sem_seg, size, box)):
                 break
         return box  # the last one if none was varied: an image of one class can still be learnt from
 
@@ -104,6 +140,12 @@ class RandomCrop:
         counts = np.bincount(labels.ravel())
         counts[self.ignore_label : self.ignore_label + 1] = 0
         return np.count_nonzero(counts) > 1 and counts.max() < counts.sum() * self.single_category_max_area
+
+
+def _start_around(rng: np.random.Generator, place: int, whole: int, side: int) -> int:
+    """The start of a window of `side` pixels, of `whole`, that has the pixel `place` in it; each is as likely."""
+    first, last = max(0, place - side + 1), min(place, whole - side)
+    return first + int(rng.integers(last - first + 1))
 
 
 class ColorAugSSD:

@@ -4,6 +4,7 @@ The stream of training samples is a function of the seed and the position only: 
 an interruption, does not change which image comes when, or how it is augmented.
 """
 
+import bisect
 import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from fasegr.d2 import (
     build_detection_train_loader,
     comm,
 )
+from fasegr.data.class_counts import ClassCounts, cached_counts, class_names, inverse_sqrt_weights, repeat_factors
 from fasegr.data.dataset_mappers import build_mapper
 from fasegr.data.dataset_mappers.dataset_mapper import stated_size
 from fasegr.data.datasets.coco_json import without_crowds
@@ -34,30 +36,59 @@ from fasegr.data.image_io import (
 from fasegr.data.serialized_list import SerializedList
 from fasegr.data.workers import with_sturdy_workers
 
-__all__ = ["TrainingDataset", "TrainingSampler", "build_test_loader", "build_train_loader"]
+__all__ = ["TrainingDataset", "TrainingSampler", "build_test_loader", "build_train_loader", "with_class_weights"]
 
 
 class TrainingDataset(Dataset):
-    """Endless training samples by position: p is record p % n in the order of epoch p // n.
+    """Endless training samples by position, epoch after epoch, each in an order of its own.
 
-    Positions go beyond `len`, the n records of one epoch.
+    Positions go beyond `len`, the number of records. repeats: (n,) how often each record comes in an epoch, 1 or more,
+    once if None. Of 1.3, the second comes in three epochs of ten: in the first e epochs, record i comes
+    floor(e r_i + u_i) times, u_i being drawn once from [0, 1). (detectron2 draws anew in each epoch, with the same mean
+    and more variance; here the epoch of a position follows without going through those before it.)
     """
 
-    def __init__(self, records: list[dict], mapper: Callable[[dict, np.random.Generator], dict], seed: int):
+    def __init__(
+        self,
+        records: list[dict],
+        mapper: Callable[[dict, np.random.Generator], dict],
+        seed: int,
+        repeats: np.ndarray | None = None,
+    ):
         self.records, self.mapper, self.seed = SerializedList(records), mapper, seed
-        self._orders: dict[int, np.ndarray] = {}
+        self._repeats = np.ones(len(records)) if repeats is None else np.asarray(repeats, np.float64)
+        if self._repeats.shape != (len(records),) or not (self._repeats >= 1).all():
+            raise ValueError(
+                f"there are {self._repeats.shape} repeats, the least {self._repeats.min(initial=1)}, of "
+                f"{len(records)} records; each needs one of at least 1"
+            )
+        self._offsets = np.random.default_rng((seed, 2)).random(len(records))
+        self._orders: dict[int, tuple[int, np.ndarray]] = {}  # of an epoch: its first position, and its records
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, position: int) -> dict:
-        epoch, index = divmod(position, len(self.records))
-        if epoch not in self._orders:
-            order = np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.records))
-            # a batch may extend beyond the end of an epoch, so the order before is kept
-            self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1} | {epoch: order}
-        record = self.records[int(self._orders[epoch][index])]
+        first, order = self._order_at(position)
+        record = self.records[int(order[position - first])]
         return self.mapper(record, np.random.default_rng((self.seed, 1, position)))
+
+    def _times(self, epochs: int) -> np.ndarray:
+        """How often each record has come when `epochs` are over."""
+        return np.floor(epochs * self._repeats + self._offsets).astype(np.int64)
+
+    def _order_at(self, position: int) -> tuple[int, np.ndarray]:
+        for first, order in self._orders.values():
+            if first <= position < first + len(order):
+                return first, order
+        epochs = range(1, position // len(self.records) + 2)  # that may end after the position
+        epoch = bisect.bisect_right(epochs, position, key=lambda epochs: int(self._times(epochs).sum()))
+        before, after = self._times(epoch), self._times(epoch + 1)
+        order = np.repeat(np.arange(len(self.records)), after - before)
+        order = order[np.random.default_rng((self.seed, 0, epoch)).permutation(len(order))]
+        # a batch may extend beyond the end of an epoch, so the order before is kept
+        self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1} | {epoch: (int(before.sum()), order)}
+        return self._orders[epoch]
 
 
 class TrainingSampler(Sampler):
@@ -128,6 +159,46 @@ def check_test_files(cfg: CfgNode) -> None:
             pass
 
 
+def _train_records(cfg: CfgNode) -> list[dict]:
+    records = _records(cfg.DATASETS.TRAIN)
+    return _without_empty(records) if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS else records
+
+
+def _train_counts(cfg: CfgNode, records: list[dict]) -> ClassCounts:
+    return cached_counts(cfg, records, build_mapper(cfg, is_train=True))
+
+
+def with_class_weights(cfg: CfgNode) -> CfgNode:
+    """`cfg`, or a copy in which MODEL.MASK_FORMER.CLASS_WEIGHTS inverse_sqrt has become the weights of the training
+    set, so that the config that a run leaves says what it was trained with."""
+    if cfg.MODEL.MASK_FORMER.CLASS_WEIGHTS != "inverse_sqrt":
+        return cfg
+    weights = inverse_sqrt_weights(_train_counts(cfg, _train_records(cfg))).round(4)
+    shown = sorted(zip(class_names(cfg), weights.tolist(), strict=True), key=lambda pair: -pair[1])
+    logging.getLogger(__name__).info(
+        "MODEL.MASK_FORMER.CLASS_WEIGHTS inverse_sqrt: %s", ", ".join(f"{name} {weight:g}" for name, weight in shown)
+    )
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.MASK_FORMER.CLASS_WEIGHTS = weights.tolist()
+    cfg.freeze()
+    return cfg
+
+
+def _repeats(cfg: CfgNode, counts: ClassCounts) -> np.ndarray:
+    """DATALOADER.SAMPLER_TRAIN RepeatFactorTrainingSampler: (images,)."""
+    repeats = repeat_factors(counts, cfg.DATALOADER.REPEAT_THRESHOLD)
+    images = counts.pixels.shape[0]
+    rare = np.flatnonzero((counts.images > 0) & (counts.images < cfg.DATALOADER.REPEAT_THRESHOLD * images))
+    names = class_names(cfg)
+    logging.getLogger(__name__).info(
+        "RepeatFactorTrainingSampler: an epoch has %.0f samples of %d images. Classes in fewer than %g of them: %s",
+        *(repeats.sum(), images, cfg.DATALOADER.REPEAT_THRESHOLD),
+        ", ".join(f"{names[c]} ({counts.images[c]} images)" for c in rare) or "none, so no image is repeated",
+    )
+    return repeats
+
+
 def build_train_loader(cfg: CfgNode, seed: int) -> tuple[DataLoader, TrainingSampler]:
     """An endless loader of this process's micro-batches (lists of samples), and its sampler.
 
@@ -139,10 +210,13 @@ def build_train_loader(cfg: CfgNode, seed: int) -> tuple[DataLoader, TrainingSam
     sampler = TrainingSampler(cfg.SOLVER.IMS_PER_BATCH, accumulate, comm.get_rank(), comm.get_world_size())
     if comm.is_main_process():
         check_test_files(cfg)
-    records = _records(cfg.DATASETS.TRAIN)
-    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-        records = _without_empty(records)
-    dataset = TrainingDataset(records, build_mapper(cfg, is_train=True), seed)
+    records, repeats, class_pixels = _train_records(cfg), None, None
+    by_class = cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler"
+    if by_class or cfg.INPUT.CROP.RARE_CLASS_PROB > 0:
+        counts = _train_counts(cfg, records)
+        class_pixels = counts.pixels.sum(0)
+        repeats = _repeats(cfg, counts) if by_class else None
+    dataset = TrainingDataset(records, build_mapper(cfg, is_train=True, class_pixels=class_pixels), seed, repeats)
     loader = build_detection_train_loader(
         dataset,
         mapper=None,  # the dataset maps, since the position seeds the mapper

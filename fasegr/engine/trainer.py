@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fasegr.checkpoint import Checkpointer
 from fasegr.d2 import DatasetEvaluator, DefaultTrainer, EventStorage, HookBase, build_model, comm
-from fasegr.data.build import TrainingSampler, build_test_loader, build_train_loader
+from fasegr.data.build import TrainingSampler, build_test_loader, build_train_loader, with_class_weights
 from fasegr.engine.hooks import BestCheckpoint, Checkpoints, Evaluation, LearningRate, Metrics, Progress
 from fasegr.engine.interruption import Interrupted, Interruption
 from fasegr.engine.lr_scheduler import build_lr_scheduler
@@ -50,6 +50,7 @@ class Trainer(DefaultTrainer):
             self._set_seed(draw_seed())
             logger.info("SEED is %d: drawn %d", cfg.SEED, self.cfg.SEED)
 
+        self.cfg = with_class_weights(self.cfg)
         seed_all(self.cfg.SEED, -1, rank=0)  # the same initial weights in all processes
         model = self.build_model(self.cfg)
         optimizer = self.build_optimizer(self.cfg, model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -35,8 +36,8 @@ class SetCriterion(nn.Module):
 
     Each prediction is matched to the targets separately. Then
 
-    - loss_ce: cross-entropy of all queries, unmatched ones counting as no-object (class C) with a smaller weight,
-      divided by the sum of the weights;
+    - loss_ce: cross-entropy of all queries, each times the weight of the class that it should have, divided by the sum
+      of these weights. Unmatched queries should have no-object (class C), whose weight is smaller;
     - loss_mask, loss_dice: of the matched queries at P points, summed and divided by the number of targets. A share of
       the points are the most uncertain of random candidates, the rest are random (PointRend).
 
@@ -64,11 +65,12 @@ class SetCriterion(nn.Module):
         num_points: int,
         oversample_ratio: float,
         importance_sample_ratio: float,
+        class_weights: Sequence[float] = (),
         draw: PointDraw = random_points,
     ):
-        """num_classes: C. no_object_weight: of the no-object class in loss_ce; the others have weight 1. num_points: P.
-        oversample_ratio: candidates per point. importance_sample_ratio: the share of the points that is chosen from the
-        candidates. draw: the source of random points.
+        """num_classes: C. no_object_weight: of the no-object class in loss_ce. class_weights: C, of the others, 1 if
+        none are given. num_points: P. oversample_ratio: candidates per point. importance_sample_ratio: the share of the
+        points that is chosen from the candidates. draw: the source of random points.
         """
         super().__init__()
         if no_object_weight <= 0:
@@ -81,6 +83,11 @@ class SetCriterion(nn.Module):
             raise ValueError(
                 f"the importance sample ratio is {importance_sample_ratio}; it must be a share of the points, 0 to 1"
             )
+        if len(class_weights) not in (0, num_classes) or not all(0 < weight < math.inf for weight in class_weights):
+            raise ValueError(
+                f"the class weights are {list(class_weights)!r:.200}; expected none, or {num_classes} numbers > 0, one "
+                "for each class"
+            )
         self.num_classes = num_classes
         self.matcher = matcher
         self.num_candidates = int(num_points * oversample_ratio)
@@ -89,6 +96,8 @@ class SetCriterion(nn.Module):
         self.draw = draw
         # The name is that of released checkpoints. Ours leave it out, since it follows from the config.
         empty_weight = torch.ones(num_classes + 1)
+        if class_weights:
+            empty_weight[:num_classes] = torch.tensor(class_weights, dtype=empty_weight.dtype)
         empty_weight[num_classes] = no_object_weight
         self.register_buffer("empty_weight", empty_weight, persistent=False)
 

@@ -93,6 +93,20 @@ WINDOW = ["TEST.SLIDING_WINDOW.ENABLED", True]
             [word for loss in ("CLASS", "DICE", "MASK") for word in (f"MODEL.MASK_FORMER.{loss}_WEIGHT", 0.0)],
             "one of them must be above 0",
         ),
+        (["MODEL.MASK_FORMER.CLASS_WEIGHTS", [1, 2]], r"WEIGHTS is \[1, 2\] .*NUM_CLASSES 150; .* one number for each"),
+        (["MODEL.MASK_FORMER.CLASS_WEIGHTS", "sqrt"], "CLASS_WEIGHTS is 'sqrt'; it must be 'inverse_sqrt' or a list"),
+        (["DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"], r"REPEAT_THRESHOLD is 0\.0 with .*LVIS 0\.001"),
+        (["DATALOADER.REPEAT_THRESHOLD", 0.1], r"REPEAT_THRESHOLD is 0\.1 with DATALOADER\.SAMPLER_TRAIN 'TrainingS"),
+        (["DATALOADER.SAMPLER_TRAIN", "RandomSubsetTrainingSampler"], "SAMPLER_TRAIN is 'RandomSubset"),
+        (
+            ["INPUT.CROP.RARE_CLASS_PROB", 0.5, "INPUT.CROP.ENABLED", False],
+            r"PROB is 0\.5 with INPUT.CROP.ENABLED False",
+        ),
+        (
+            ["INPUT.CROP.RARE_CLASS_PROB", 0.5, "INPUT.DATASET_MAPPER_NAME", "mask_former_instance"],
+            r"'mask_former_instance'; only crops of mask_former_semantic",
+        ),
+        (["INPUT.AUGMENTATIONS", ["RandomRotation"]], r"AUGMENTATIONS is \['RandomRotation'\]; .*as \{RandomRotation"),
         # Each of these once trained.
         (["SOLVER.BASE_LR", -1e-4], r"BASE_LR is -0\.0001; it must be a number in \(0, "),
         (["SOLVER.WEIGHT_DECAY", -0.05], "WEIGHT_DECAY is -0"),
@@ -132,7 +146,7 @@ NONSENSE = (
 NOT_READ = (
     "MODEL.(PROPOSAL_GENERATOR|ANCHOR_GENERATOR|RPN|ROI_.*|RETINANET|FPN|PANOPTIC_FPN)[.].*",
     "MODEL.(LOAD_PROPOSALS|MASK_ON|KEYPOINT_ON|SEM_SEG_HEAD.LOSS_WEIGHT|RESNETS.DEFORM_(MODULATED|NUM_GROUPS))",
-    "INPUT.MASK_FORMAT|DATASETS.(PRECOMPUTED_)?PROPOSAL_.*|DATALOADER.(ASPECT_RATIO_GROUPING|SAMPLER_TRAIN|REPEAT_.*)",
+    "INPUT.MASK_FORMAT|DATASETS.(PRECOMPUTED_)?PROPOSAL_.*|DATALOADER.ASPECT_RATIO_GROUPING",
     "SOLVER.(WEIGHT_DECAY_BIAS|BIAS_LR_FACTOR|NUM_DECAYS|RESCALE_INTERVAL)|TEST.(KEYPOINT_OKS_SIGMAS|PRECISE_BN.NUM_ITER)",
     "VERSION|VIS_PERIOD|GLOBAL.HACK",
 )

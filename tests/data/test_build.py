@@ -54,6 +54,34 @@ def test_the_stream_is_a_function_of_seed_and_position():
     assert records == [{"id": i} for i in range(7)]
 
 
+def _shows(ids, times):
+    """Whether each record is there floor or ceil of `times`."""
+    return (np.abs(np.bincount(ids, minlength=len(times)) - times) < 1).all()
+
+
+def test_repeated_records():
+    """Each record comes as often as its factor says, to one time, after any number of epochs; all in every epoch."""
+    repeats = np.array([1.0, 2.5, 1.3, 1.0, 4.0])
+    stream = TrainingDataset([{"id": i} for i in range(5)], remember, seed=5, repeats=repeats)
+    ids = [stream[position][0] for position in range(1000)]  # 102 epochs of 9.8
+    end = 0
+    for epochs in range(1, 100):
+        start, end = end, next(n for n in range(end + 9, end + 12) if _shows(ids[:n], epochs * repeats))
+        assert set(ids[start:end]) == set(range(5))
+    positions = np.random.default_rng(0).permutation(1000)
+    again = TrainingDataset([{"id": i} for i in range(5)], remember, seed=5, repeats=repeats)
+    assert [again[position][0] for position in positions.tolist()] == [ids[position] for position in positions]
+
+
+def test_repeats_of_one_change_nothing():
+    records = [{"id": i} for i in range(7)]
+    plain = TrainingDataset(records, remember, seed=5)
+    ones = TrainingDataset(records, remember, seed=5, repeats=np.ones(7))
+    assert [plain[i] for i in range(40)] == [ones[i] for i in range(40)]
+    with pytest.raises(ValueError, match="at least 1"):
+        TrainingDataset(records, remember, seed=5, repeats=np.full(7, 0.5))
+
+
 # the sampler
 
 

@@ -56,14 +56,13 @@ def as_outputs(logits, masks):
     return {**last, "aux_outputs": earlier} if earlier else last
 
 
-def plain_losses(logits, masks, targets, points, criterion):
+def plain_losses(logits, masks, targets, points, criterion, class_weights=(1.0,) * CLASSES):
     """SetCriterion, one mask at a time."""
     matcher, losses = criterion.matcher, {}
     with torch.no_grad():
         matches = matcher(logits, masks, targets, points[:, : matcher.num_points])
     count = max(1, sum(len(target["labels"]) for target in targets))
-    weight = torch.ones(CLASSES + 1, dtype=logits.dtype)
-    weight[CLASSES] = 0.1
+    weight = torch.tensor([*class_weights, 0.1], dtype=logits.dtype)
     for layer in range(len(logits)):
         suffix = "" if layer == len(logits) - 1 else f"_{layer}"
         classes = torch.full(logits.shape[1:3], CLASSES)
@@ -102,6 +101,19 @@ def test_losses_and_gradients_are_those_of_the_plain_form(counts, layers):
     torch.testing.assert_close(
         torch.autograd.grad(total(losses), (logits, masks)), torch.autograd.grad(total(expected), (logits, masks))
     )
+
+
+def test_weights_of_classes():
+    logits, masks, targets, points = make_batch()
+    criterion = make_criterion(pinned(points), class_weights=[3.0, 0.5, 1.0, 20.0])
+    expected = plain_losses(logits, masks, targets, points, criterion, (3.0, 0.5, 1.0, 20.0))
+    torch.testing.assert_close(criterion(as_outputs(logits, masks), targets), expected)
+
+
+@pytest.mark.parametrize("weights", [[1.0] * 3, [1.0, 1.0, 0.0, 1.0], [1.0, 1.0, float("nan"), 1.0]])
+def test_impossible_weights_of_classes(weights):
+    with pytest.raises(ValueError, match=r"class weights are .* expected none, or 4 numbers > 0"):
+        make_criterion(class_weights=weights)
 
 
 @pytest.mark.parametrize("changes", [{"importance_sample_ratio": 0.0}, {"importance_sample_ratio": 1.0}])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from fasegr.data.dataset_mappers.dataset_mapper import TrainingMapper, visible
+from fasegr.data.dataset_mappers.dataset_mapper import ImageCount, TrainingMapper, count_segments, visible
 from fasegr.data.datasets.coco_json import without_crowds
 from fasegr.data.image_io import BadFile
-from fasegr.data.instance_masks import window_mask
+from fasegr.data.instance_masks import mask_area, window_mask
 from fasegr.data.transform import Transform
 
 __all__ = ["InstanceMapper"]
@@ -20,6 +20,15 @@ class InstanceMapper(TrainingMapper):
         if "annotations" not in record:
             raise BadFile(f"{record['file_name']}: its record has no 'annotations'; training needs the objects")
         return without_crowds(record["annotations"])
+
+    def count(self, annotation: list[dict], record: dict) -> ImageCount:
+        """Pixels that several objects share count for each."""
+        size = (record["height"], record["width"])
+        try:
+            pixels = np.array([mask_area(item["segmentation"], size) for item in annotation], np.int64)
+        except BadFile as error:
+            raise BadFile(f"{record['file_name']}: {error}") from error
+        return count_segments(annotation, pixels, self.num_classes, record["file_name"])
 
     def apply(self, transform: Transform, annotation: list[dict], record: dict) -> tuple[np.ndarray, np.ndarray]:
         masks = np.zeros((len(annotation), *transform.padded_size), dtype=bool)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fasegr.data.dataset_mappers.dataset_mapper import TrainingMapper, visible
+from fasegr.data.dataset_mappers.dataset_mapper import ImageCount, TrainingMapper, count_segments, visible
 from fasegr.data.datasets.coco_json import without_crowds
 from fasegr.data.image_cache import read_cached
 from fasegr.data.image_io import BadFile, check_label_size
@@ -29,6 +29,13 @@ class PanopticMapper(TrainingMapper):
 
     def sem_seg(self, annotation: Annotation) -> np.ndarray:
         return class_map(*annotation, self.ignore_label)
+
+    def count(self, annotation: Annotation, record: dict) -> ImageCount:
+        ids, segments = annotation
+        found, pixels = np.unique(ids, return_counts=True)
+        of_id = dict(zip(found.tolist(), pixels.tolist(), strict=True))
+        pixels = np.array([of_id.get(segment["id"], 0) for segment in segments], np.int64)
+        return count_segments(segments, pixels, self.num_classes, record["file_name"])
 
     def apply(self, transform: Transform, annotation: Annotation, record: dict) -> tuple[np.ndarray, np.ndarray]:
         ids, segments = annotation

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from fasegr.data.dataset_mappers.dataset_mapper import TrainingMapper
+from fasegr.data.dataset_mappers.dataset_mapper import ImageCount, TrainingMapper
 from fasegr.data.image_cache import read_cached
-from fasegr.data.image_io import BadFile, check_label_size, check_label_values, read_label
+from fasegr.data.image_io import BadFile, check_label_size, check_label_values, label_histogram, read_label
 from fasegr.data.transform import Transform
 
 __all__ = ["SemanticMapper"]
@@ -33,10 +33,19 @@ class SemanticMapper(TrainingMapper):
     def sem_seg(self, annotation: np.ndarray) -> np.ndarray:
         return annotation
 
+    def count(self, annotation: np.ndarray, record: dict) -> ImageCount:
+        counts = label_histogram(np.asarray(annotation)).astype(np.int64)
+        classes = self._classes(counts, record)
+        return ImageCount(classes, counts[classes], np.ones_like(classes))
+
     def apply(self, transform: Transform, annotation: np.ndarray, record: dict) -> tuple[np.ndarray, np.ndarray]:
         labels = transform.apply_segmentation(annotation, self.ignore_label)
-        classes = np.flatnonzero(np.bincount(labels.ravel()))
+        classes = self._classes(np.bincount(labels.ravel()), record)
+        return classes, labels == classes.astype(labels.dtype)[:, None, None]
+
+    def _classes(self, counts: np.ndarray, record: dict) -> np.ndarray:
+        classes = np.flatnonzero(counts)
         classes = classes[classes != self.ignore_label]
         # A map from the cache was checked when it was decoded, which may have been for more classes than these.
         check_label_values(classes.astype(np.uint16), self.num_classes, self.ignore_label, record["sem_seg_file_name"])
-        return classes, labels == classes.astype(labels.dtype)[:, None, None]
+        return classes

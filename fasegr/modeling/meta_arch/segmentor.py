@@ -23,7 +23,8 @@ from fasegr.modeling.meta_arch.semantic_inference import score_tiles, semantic_r
 class FASeg(nn.Module):
     """Mask classification: a set of masks, each with a class.
 
-    backbone: images to maps. sem_seg_head: maps to masks and classes. criterion: the set loss.
+    backbone: images to maps. sem_seg_head: maps to masks and classes. criterion: the set loss;
+    None where it cannot be known, and training is then an error.
     loss_weights: {"loss_ce", "loss_mask", "loss_dice": weight}. deep_supervision: whether earlier layers are trained on
     their own predictions too. size_divisibility: images are padded to a multiple of it; below 1, the backbone's.
     pixel_mean, pixel_std: of the three channels, in units of 0..255.
@@ -42,7 +43,7 @@ class FASeg(nn.Module):
         *,
         backbone: Backbone,
         sem_seg_head: nn.Module,
-        criterion: SetCriterion,
+        criterion: SetCriterion | None,
         loss_weights: dict[str, float],
         deep_supervision: bool,
         size_divisibility: int,
@@ -105,13 +106,16 @@ class FASeg(nn.Module):
         return {
             "backbone": backbone,
             "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
-            "criterion": SetCriterion(
+            "criterion": None
+            if former.CLASS_WEIGHTS == "inverse_sqrt"
+            else SetCriterion(
                 num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
                 matcher=matcher,
                 no_object_weight=former.NO_OBJECT_WEIGHT,
                 num_points=former.TRAIN_NUM_POINTS,
                 oversample_ratio=former.OVERSAMPLE_RATIO,
                 importance_sample_ratio=former.IMPORTANCE_SAMPLE_RATIO,
+                class_weights=former.CLASS_WEIGHTS,
             ),
             "loss_weights": {
                 "loss_ce": former.CLASS_WEIGHT,
@@ -153,6 +157,11 @@ class FASeg(nn.Module):
         """
         if not self.training:
             return [self._results(prediction) for prediction in self._predictions(batched_inputs)]
+        if self.criterion is None:
+            raise ValueError(
+                "MODEL.MASK_FORMER.CLASS_WEIGHTS is 'inverse_sqrt', and train_net.py puts in its place what it counts "
+                "in the training set; build the model from fasegr.data.build.with_class_weights(cfg) to train it"
+            )
         images, _ = self._batch([sample["image"] for sample in batched_inputs])
         # before the network runs, so that a sample without targets is reported first
         targets = [self._target(sample, tuple(images.shape[-2:])) for sample in batched_inputs]
