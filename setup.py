@@ -1,6 +1,31 @@
-"""Makes `import fasegr` work from any folder: pip install -e . --no-deps (what it needs is in requirements.txt)."""
+"""Makes `import fasegr` and the program `fasegr` work from any folder: pip install -e . --no-deps (what they need is in
+requirements.txt), or pip install ., which needs the checkout no longer."""
+
+import shutil
+from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+
+
+class BuildWithScripts(build_py):
+    """Copies what `fasegr_programs` runs, laid out as in the checkout, and the configs, into the wheel."""
+
+    def run(self):
+        super().run()
+        if self.editable_mode:  # everything is where it always is
+            return
+        programs, package = (Path(self.build_lib) / name for name in ("fasegr_programs", "fasegr"))
+        ignore = shutil.ignore_patterns("__pycache__")
+        for folder, target in (("demo", programs), ("tools", programs), ("configs", package)):
+            shutil.rmtree(target / folder, ignore_errors=True)  # of an earlier build
+            shutil.copytree(ROOT / folder, target / folder, ignore=ignore)
+        for script in ROOT.glob("*.py"):
+            if script.name != "setup.py":
+                shutil.copy2(script, programs)
+
 
 setup(
     name="fasegr",
@@ -8,8 +33,10 @@ setup(
     description="FASeg: semantic segmentation with dynamic focus-aware positional queries, as a Detectron2 extension",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=find_packages(include=["fasegr", "fasegr.*"]),
+    packages=find_packages(include=["fasegr", "fasegr.*", "fasegr_programs"]),
     package_data={"": ["*.txt", "*.json"]},  # class names of datasets
+    cmdclass={"build_py": BuildWithScripts},
+    entry_points={"console_scripts": ["fasegr = fasegr_programs:main"]},
     # The oldest that the code can run with; what is tested is pinned in requirements.txt.
     install_requires=[
         "torch>=2.11",

@@ -24,6 +24,7 @@ __all__ = ["Predictor", "add_fasegr_config", "build_model", "load_cfg", "load_ch
 def load_cfg(path: str | os.PathLike, opts: Sequence[Any] = ()) -> CfgNode:
     """The config of a YAML file and `opts` (key, value, key, value, ...) on top, ready for the model and its data.
 
+    path: a file, or the name of a config that comes with the package, such as quickstart/faseg_scenes.yaml.
     The datasets in DATASETS.FOLDER and DATASETS.COCO are registered. Raises FileNotFoundError for a missing file, and
     ValueError for anything wrong in the values, or if a dataset's classes are not those of the model.
     """

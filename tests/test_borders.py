@@ -13,7 +13,11 @@ SEAM = PACKAGE / "d2"
 PROGRAM = sorted(
     [
         *PACKAGE.rglob("*.py"),
-        *(file for folder in ("tools", "demo", "datasets", "benchmarks") for file in (ROOT / folder).rglob("*.py")),
+        *(
+            file
+            for folder in ("fasegr_programs", "tools", "demo", "datasets", "benchmarks")
+            for file in (ROOT / folder).rglob("*.py")
+        ),
         *ROOT.glob("*.py"),
     ]
 )

@@ -28,7 +28,7 @@ import torch
 from tqdm import tqdm
 
 from fasegr.engine.launch import readable_errors
-from tools.ablation.execution import ROOT, Failure, command, execute
+from tools.ablation.execution import Failure, command, execute
 from tools.ablation.report import as_markdown, write_report
 from tools.ablation.runs import DATASETS, Run, iterations_done, plan, resolve_base, score
 from tools.ablation.slurm import submit
@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with readable_errors():
         base = resolve_base(args.dataset, args.base_config, args.opts)
         dataset = args.dataset or Path(args.base_config).stem
-        output = (args.output or ROOT / "output/ablations" / dataset).absolute()
+        output = (args.output or Path("output/ablations") / dataset).absolute()
         tables = [table(name) for name in args.table]
         planned = plan(chosen_rows(tables, args.rows), range(1, args.seeds + 1), base, output)
         runs = list({each.run.folder: each.run for each in reversed(planned)}.values())[::-1]  # a shared run once

@@ -16,6 +16,7 @@ import torch
 
 from fasegr.config.batch_scaling import scale_to_batch
 from fasegr.config.defaults import add_fasegr_config
+from fasegr.config.packaged import find_config, similar_configs
 from fasegr.config.released import with_our_names
 from fasegr.config.validate import KEYS, shown, validate
 from fasegr.config.yaml_loader import load_mapping
@@ -32,6 +33,7 @@ MAX_BASES, MAX_PROBLEMS = 35, 50
 def load_cfg(path: str | os.PathLike, opts: Sequence[Any] = ()) -> CfgNode:
     """The config of a YAML file and, on top of it, `opts` (key, value, key, value, ...).
 
+    path: a file, or the name of a packaged config, such as quickstart/faseg_scenes.yaml; files go first.
     MODEL.DEVICE becomes the CPU if no GPU is available. Raises FileNotFoundError for a missing file and ValueError for
     anything wrong in it or in `opts`.
     """
@@ -57,10 +59,11 @@ def load_cfg(path: str | os.PathLike, opts: Sequence[Any] = ()) -> CfgNode:
 def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
     """The values of a YAML file merged over those of its `_BASE_`, by dotted key, under our names; no code is run.
 
-    `_BASE_` is a file or a list of files, relative to this one, each merged over those before it.
+    path: as for `load_cfg`. `_BASE_` is a file or a list of files, relative to this one or packaged, each merged over
+    those before it.
     `DATASETS.FOLDER.CLASSES` and `DATASETS.COCO.CATEGORIES` are relative to the file that sets them.
     """
-    return _read(os.path.expanduser(path), (), {})
+    return _read(find_config(os.fspath(path)), (), {})
 
 
 def _read(path: str, users: tuple[str, ...], done: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -73,7 +76,9 @@ def _read(path: str, users: tuple[str, ...], done: dict[str, dict[str, Any]]) ->
         raise ValueError(f"{users[0]}: its _BASE_ leads back to a file or through more than {MAX_BASES}: {path}{whose}")
     if not os.path.isfile(path):
         problem = "is a folder" if os.path.isdir(path) else "does not exist"
-        raise FileNotFoundError(f"config file {path}{whose} {problem} (working directory: {Path.cwd()})")
+        similar = similar_configs(path)
+        hint = f"; did you mean {' or '.join(similar)}, of those that come with fasegr?" if similar else ""
+        raise FileNotFoundError(f"config file {path}{whose} {problem} (working directory: {Path.cwd()}){hint}")
     content = load_mapping(path)
 
     bases = content.pop("_BASE_", [])
@@ -92,7 +97,7 @@ def _read(path: str, users: tuple[str, ...], done: dict[str, dict[str, Any]]) ->
 
     merged: dict[str, Any] = {}
     for base in bases:
-        merged |= _read(os.path.join(folder, os.path.expanduser(base)), (*users, path), done)
+        merged |= _read(find_config(base, folder), (*users, path), done)
     done[absolute] = merged | values
     return done[absolute]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fasegr import load_cfg
+from fasegr.config.packaged import packaged_configs
 from fasegr.utils.nested import flatten, lookup
 
 __all__ = [
@@ -30,7 +31,7 @@ __all__ = [
     "table",
 ]
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = packaged_configs()
 ADE20K = CONFIGS / "ade20k/semantic-segmentation"
 LAYERS = "MODEL.MASK_FORMER.DEC_LAYERS"
 

@@ -1,0 +1,5 @@
+import sys
+
+from fasegr_programs import main
+
+sys.exit(main())
