@@ -50,8 +50,9 @@ def load_cfg(path: str | os.PathLike, opts: Sequence[Any] = ()) -> CfgNode:
     if unread:
         logger.warning("Keys of detectron2 that mean nothing here and have no effect: %s", ", ".join(unread))
     scale_to_batch(cfg, explicit=options)
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        logger.warning("MODEL.DEVICE is %s, but no GPU is available; using the CPU", cfg.MODEL.DEVICE)
+    is_there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
+    if not is_there[cfg.MODEL.DEVICE.partition(":")[0]]():
+        logger.warning("MODEL.DEVICE is %s, but no such GPU is available; using the CPU", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"
     return cfg
 

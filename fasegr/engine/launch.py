@@ -155,9 +155,17 @@ def adapt_to_machine(cfg, num_gpus: int, started: bool = False) -> list[str]:
             )
         if num_gpus > torch.cuda.device_count():
             raise ValueError(f"--num-gpus is {num_gpus}; this machine has {torch.cuda.device_count()}")
-    if on_cpu and cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16":
+    if cfg.MODEL.DEVICE == "mps" and (started or num_gpus > 1):
+        raise ValueError(
+            "MODEL.DEVICE mps is one GPU, for one process: leave out --num-gpus and start without torchrun"
+        )
+    # on Apple's GPUs, gradient scaling needs float64 in some versions of torch
+    if cfg.MODEL.DEVICE in ("cpu", "mps") and cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16":
         cfg.SOLVER.AMP.DTYPE = "bfloat16"
-        notes.append("SOLVER.AMP.DTYPE float16 is for GPUs; on the CPU it is bfloat16 (AMP.ENABLED False: float32)")
+        where = "the CPU" if on_cpu else "mps"
+        notes.append(
+            f"SOLVER.AMP.DTYPE float16 is for NVIDIA GPUs; on {where} it is bfloat16 (AMP.ENABLED False: float32)"
+        )
     return notes
 
 

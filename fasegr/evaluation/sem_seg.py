@@ -24,6 +24,7 @@ from fasegr.evaluation.prediction_files import (
     submission_file_names,
     write_label_png,
 )
+from fasegr.modeling.ops import to_device
 
 __all__ = ["SemSegEvaluator"]
 
@@ -125,7 +126,7 @@ class SemSegEvaluator(Evaluator):
         ignored = labels == self.ignore_label
         labels = labels.astype(np.uint8 if self.num_classes <= 255 else np.int32)
         labels[ignored] = self.num_classes
-        return torch.from_numpy(labels).to(prediction.device, non_blocking=True)
+        return to_device(torch.from_numpy(labels), prediction.device)
 
     def _count(self, record: Mapping[str, Any], ground_truth: Tensor, prediction: Tensor) -> None:
         no_class = self.num_classes

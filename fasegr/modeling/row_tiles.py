@@ -38,7 +38,7 @@ def resize_rows(rows_of: Callable[[int, int], Tensor], rows: slice, size: Size, 
     first, last = int(low[0]), int(high[-1]) + 1
     source = rows_of(first, last)
     low, high = (ops.to_device(torch.from_numpy(index - first), source.device) for index in (low, high))
-    fraction = ops.to_device(torch.from_numpy(fraction), source.device).to(source.dtype)
+    fraction = ops.to_device(torch.from_numpy(fraction).to(source.dtype), source.device)
     mixed = torch.lerp(source[:, low], source[:, high], fraction.unsqueeze(1))
     return F.interpolate(mixed[None], size=(len(low), output[1]), mode="bilinear", align_corners=False)[0]
 

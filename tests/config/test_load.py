@@ -163,3 +163,8 @@ def test_missing_gpu_is_said_and_the_cpu_used(monkeypatch, caplog):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert fasegr.load_cfg(R50).MODEL.DEVICE == "cpu"
     assert "MODEL.DEVICE is cuda" in caplog.text
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    assert fasegr.load_cfg(R50, ["MODEL.DEVICE", "mps"]).MODEL.DEVICE == "cpu"
+    assert "MODEL.DEVICE is mps" in caplog.text
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    assert fasegr.load_cfg(R50, ["MODEL.DEVICE", "mps"]).MODEL.DEVICE == "mps"

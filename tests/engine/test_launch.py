@@ -38,7 +38,17 @@ def test_float16_on_the_cpu_becomes_bfloat16():
     cfg = make_cfg("SOLVER.AMP.ENABLED", True)
     (note,) = adapt_to_machine(cfg, num_gpus=1)
     assert cfg.SOLVER.AMP.DTYPE == "bfloat16"
-    assert "float16 is for GPUs" in note
+    assert "float16 is for NVIDIA GPUs" in note
+
+
+def test_apple_gpus_are_for_one_process_and_bfloat16():
+    cfg = make_cfg("SOLVER.AMP.ENABLED", True)
+    cfg.MODEL.DEVICE = "mps"
+    for several in ({"num_gpus": 2}, {"num_gpus": 1, "started": True}):
+        with pytest.raises(ValueError, match="mps is one GPU"):
+            adapt_to_machine(cfg, **several)
+    (note,) = adapt_to_machine(cfg, num_gpus=1)
+    assert cfg.SOLVER.AMP.DTYPE == "bfloat16" and "on mps" in note
 
 
 def test_float32_on_the_cpu_stays(gpus):

@@ -114,12 +114,20 @@ class _TableSample(torch.autograd.Function):
         return ctx.sampler.spread(grad).to(ctx.maps_dtype), None
 
 
+def supports_table(coords: Tensor) -> bool:
+    """Whether `TableSampler` is used for these points: in float32, on a CPU or an NVIDIA GPU.
+
+    float64 is for comparison with other programs: with the same rounding, equally uncertain points are ranked in the
+    same way. Not every torch has embedding_bag for other devices.
+    """
+    return coords.dtype != torch.float64 and coords.device.type in ("cpu", "cuda")
+
+
 def point_sampler(coords: Tensor, height: int, width: int) -> Callable[[Tensor], Tensor]:
     """A function (N, height, width) -> (N, P) that samples like `sample_points(maps, coords)`.
 
-    coords: (P, 2). float64 is for comparison with other programs, and uses the plain form: with the same rounding,
-    equally uncertain points are ranked in the same way.
+    coords: (P, 2).
     """
-    if coords.dtype == torch.float64 or not switches.enabled("point_table"):
+    if not supports_table(coords) or not switches.enabled("point_table"):
         return partial(sample_points, coords=coords)
     return TableSampler(coords, height, width)
