@@ -2,6 +2,7 @@
 
 import os
 import re
+import threading
 from collections.abc import Iterable
 from typing import IO, Any
 
@@ -16,6 +17,7 @@ from .paths import local_path
 from .reading import Contents, check_readable, read_checkpoint
 
 RESUMABLE = re.compile(r"model_(final|\d+)\.pth")  # what a training saves to resume from
+SAVING = threading.RLock()  # held while a checkpoint is written, so that nothing ends the process from another thread
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -63,7 +65,7 @@ class Checkpointer(DetectionCheckpointer):
         self.logger.info("Saving checkpoint to %s", path)
         try:
             _make_room(path)
-            with replacing(path, "wb", check_readable, durable=True) as file:
+            with SAVING, replacing(path, "wb", check_readable, durable=True) as file:
                 _save(data, file)
         except (OSError, RuntimeError) as error:  # torch reports a failed write as either
             raise OSError(f"could not write checkpoint {path}: {error}; earlier checkpoints are untouched") from error

@@ -226,8 +226,14 @@ class Evaluation(HookBase):
         interruption = self.trainer.interruption
         if any(comm.all_gather(interruption.signum is not None)):  # else one would leave the others alone in it
             raise Interrupted(interruption.signum or signal.SIGTERM, together=True)
-        with interruption.at_once():
-            scores = {name: float(score) for name, score in flatten(self.evaluate(), "/").items()}
+        try:
+            with interruption.at_once():
+                scores = {name: float(score) for name, score in flatten(self.evaluate(), "/").items()}
+        except RuntimeError as error:
+            # Another process may have left at a signal that is still on its way here.
+            if comm.get_world_size() == 1 or not interruption.arrives(seconds=1):
+                raise
+            raise Interrupted(interruption.signum) from error
         self.trainer.storage.put_scalars(smoothing_hint=False, cur_iter=iteration, **scores)
         self.best.keep(iteration, scores)  # before the line: a run killed in between evaluates again
         self.metrics.write(iteration, scores)

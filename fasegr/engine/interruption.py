@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 __all__ = ["SIGNALS", "Interrupted", "Interruption"]
@@ -33,9 +33,10 @@ class Interruption:
     A second Ctrl-C ends the process. Python handles signals in its main thread only: in another, this does nothing.
     """
 
-    def __init__(self, announcement: str = ""):
-        """announcement: printed to the terminal when the signal arrives."""
+    def __init__(self, announcement: str = "", tell: Callable[[int], None] = lambda signum: None):
+        """announcement: printed to the terminal when the signal arrives. tell: is called with the signal."""
         self.announcement = announcement
+        self.tell = tell
         self.signum: int | None = None
         self._since = 0.0
         self._may_raise = False
@@ -64,6 +65,13 @@ class Interruption:
             yield
         finally:
             self._may_raise = False
+
+    def arrives(self, seconds: float) -> bool:
+        """Whether there was a signal, or there is one within so long."""
+        until = time.monotonic() + seconds
+        while self.signum is None and time.monotonic() < until:
+            time.sleep(0.02)
+        return self.signum is not None
 
     @contextmanager
     def waiting_for_workers(self) -> Iterator[None]:
@@ -103,6 +111,7 @@ class Interruption:
         now = time.monotonic()
         if self.signum is None:
             self.signum, self._since = signum, now
+            self.tell(signum)
             if self.announcement:
                 with suppress(OSError):  # the terminal is gone, which is what SIGHUP says
                     os.write(2, f"\n{self.announcement}\n".encode())  # print is not safe in a signal handler

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
+from urllib.parse import urlsplit
 
 import torch
 import torch.distributed as dist
@@ -25,6 +26,7 @@ from fasegr.engine.output_lock import locked
 from fasegr.engine.process_settings import be_deterministic, quiet_warnings, tune_process
 from fasegr.engine.seed import draw_seed
 from fasegr.engine.slurm import Task, slurm_task
+from fasegr.engine.watch import lost_process, watching
 
 __all__ = ["adapt_to_machine", "launch", "readable_errors", "warnings_for_the_log"]
 
@@ -50,7 +52,7 @@ def launch(main: Callable, args: argparse.Namespace, cfg, notes: Sequence[str] =
     notes = [*notes, *adapt_to_machine(cfg, args.num_gpus, started=task is not None)]
     if task is not None:
         _join(task, cfg)
-        _work(main, args, cfg, notes)
+        _work(main, args, cfg, notes, _first_host(task.url, one=task.local_size == task.world_size))
         return
     url = args.dist_url
     if args.num_machines == 1 and url == default_argument_parser().get_default("dist_url"):
@@ -64,7 +66,7 @@ def launch(main: Callable, args: argparse.Namespace, cfg, notes: Sequence[str] =
                 num_machines=args.num_machines,
                 machine_rank=args.machine_rank,
                 dist_url=url,
-                args=(main, args, cfg, notes),
+                args=(main, args, cfg, notes, _first_host(url, one=args.num_machines == 1)),
             )
         except ProcessExitedException as error:
             if error.exit_code > 0:
@@ -184,11 +186,17 @@ def _join(task: Task, cfg) -> None:
     comm.synchronize()
 
 
-def _work(main: Callable, args: argparse.Namespace, cfg, notes: list[str]) -> None:
-    """What each process does."""
+def _first_host(url: str, one: bool) -> str:
+    """Where process 0 is. one: all are on one machine."""
+    return "127.0.0.1" if one else urlsplit(url).hostname or os.environ.get("MASTER_ADDR", "127.0.0.1")
+
+
+def _work(main: Callable, args: argparse.Namespace, cfg, notes: list[str], host: str) -> None:
+    """What each process does. host: that of process 0."""
     together = False
     try:
-        _run(main, args, cfg, notes)
+        with watching(host):
+            _run(main, args, cfg, notes)
         together = True
     except BaseException as error:
         cause = error.__context__ if isinstance(error, SystemExit) else error
@@ -358,5 +366,10 @@ def _explanation(error: BaseException | None) -> str | None:
         if "EADDRINUSE" in text:
             return f"{text.splitlines()[0]}. Another program has the port; --dist-url or MASTER_PORT sets another one"
         if isinstance(error, dist.DistError) or "gloo/" in text or "timeout caused" in text:
-            return f"the connection to another process is lost; it has probably ended, and said why, or hangs: {text}"
+            lost = lost_process(seconds=1)
+            if lost is None:
+                return (
+                    f"the connection to another process is lost; it has probably ended, and said why, or hangs: {text}"
+                )
+            return f"process {lost} has ended, and said why or was killed; the others cannot go on without it: {text}"
     return None

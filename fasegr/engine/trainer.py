@@ -23,6 +23,7 @@ from fasegr.engine.output_lock import locked
 from fasegr.engine.pictures import Pictures
 from fasegr.engine.seed import draw_seed, seed_all
 from fasegr.engine.train_step import NonFiniteLoss, TrainStep
+from fasegr.engine.watch import tell
 from fasegr.evaluation import build_evaluator, main_score
 from fasegr.inference.sliding_window import with_sliding_window
 from fasegr.inference.test_time_augmentation import SemanticSegmentorWithTTA, tta_cfg
@@ -72,7 +73,8 @@ class Trainer(DefaultTrainer):
         self.interruption = Interruption(
             "Stopping after this step, then saving a checkpoint. Press Ctrl-C again to stop now without saving."
             if comm.is_main_process()
-            else ""
+            else "",
+            tell,
         )
         self.register_hooks(self.build_hooks())
 

@@ -53,6 +53,7 @@ def test_a_rank_is_killed(training: Training, two_expected, tmp_path, i, victim)
     survivor = runs[1 - victim]
     assert survivor.wait(60) == 2, survivor.output
     assert "Traceback" not in survivor.output
+    assert f"process {victim} has ended" in survivor.output
     runs[victim].wait()
     finish_two(training, out)
     assert not differences(out, two_expected)
@@ -137,6 +138,26 @@ def test_a_signal_to_ranks(training: Training, two_expected, tmp_path, signum, t
     assert not differences(out, two_expected)
 
 
+@pytest.mark.parametrize(("signum", "rank"), sample(itertools.product(SIGNALS, (0, 1)), 1))
+def test_a_signal_to_a_rank_in_its_evaluation(training: Training, two_expected, tmp_path, signum, rank):
+    """The other one, which is in its own share or waits for this one, stops too, and as the signal says."""
+    out, marker, release = (tmp_path / name for name in ("out", "marker", "release"))
+    place = {"at": "evaluation", "number": 2, "image": 1, "rank": rank}
+    runs = training.start_two(
+        out, faults=[{**place, "do": "pause", "marker": str(marker), "release": str(release), "seconds": 30}]
+    )
+    wait_until(marker.exists)
+    time.sleep(0.3)
+    runs[rank].kill(signum)
+    release.touch()
+    for run in runs:
+        assert run.wait(60) == 128 + signum, run.output
+        assert "Traceback" not in run.output
+    assert newest_checkpoint(out) == 5
+    finish_two(training, out)
+    assert not differences(out, two_expected)
+
+
 def finish_two(training: Training, out) -> None:
     for run in training.start_two(out, resume=True):
         assert run.wait() == 0, run.output
@@ -152,4 +173,15 @@ def test_torchrun_starts_again(training: Training, two_expected, tmp_path, i):
         os.kill(chance.choice(children(process.pid)), signal.SIGKILL)
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 0, output
+    assert not differences(tmp_path, two_expected)
+
+
+@in_full
+def test_torchrun_ends_with_a_rank(training: Training, two_expected, tmp_path):
+    process = training.torchrun(tmp_path)
+    wait_until(lambda: newest_checkpoint(tmp_path) >= 3 and children(process.pid))
+    os.kill(children(process.pid)[0], signal.SIGKILL)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode, output
+    finish_two(training, tmp_path)
     assert not differences(tmp_path, two_expected)
