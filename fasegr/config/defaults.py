@@ -161,6 +161,7 @@ def add_fasegr_config(cfg: CN) -> None:
 
     cfg.SOLVER.REFERENCE_BATCH = 0                 # batch size the schedule is for (batch_scaling.py); 0: no scaling
     cfg.SOLVER.ACCUMULATE = 1                      # split each batch of IMS_PER_BATCH in as many parts to save memory
+    cfg.SOLVER.COMPRESS_GRADIENTS = False          # processes exchange gradients as bfloat16: half the bytes, 8 bits
     cfg.SOLVER.AMP.DTYPE = "float16"
 
     cfg.TEST.SAVE_LABELS = False                   # predictions as label PNGs in OUTPUT_DIR/inference

@@ -256,6 +256,7 @@ KEYS: dict[str, Allowed] = {
     ),
     "SOLVER.CLIP_GRADIENTS.NORM_TYPE": number(1, 100),
     "SOLVER.AMP.ENABLED": FLAG,
+    "SOLVER.COMPRESS_GRADIENTS": FLAG,
     "SOLVER.AMP.DTYPE": one_of("float16", "bfloat16"),
     "TEST.EVAL_PERIOD": integer(0, 10**9, "; 0 evaluates only at the end"),
     "TEST.EXPECTED_RESULTS": one_of([]),

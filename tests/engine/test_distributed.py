@@ -1,6 +1,8 @@
-"""Two processes over gloo: one start of them for all tests, since that is what takes the time."""
+"""Two and four processes over gloo: one start of them for all tests, since that is what takes the time. They are forked
+from a process that has imported what they need."""
 
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -44,18 +46,26 @@ def fail(self, batch):
     raise FloatingPointError("the matching cost is not finite")
 
 
-def work(rank: int, root: str, out: str, port: int) -> None:
-    """The work of one of the two processes for all tests; it writes what it saw to OUT/RANK.json."""
+def work(rank: int, size: int, root: str, out: str, port: int) -> None:
+    """The work of one of `size` processes for all tests; it writes what it saw to OUT/RANK.json."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    comm.create_local_process_group(2)
-    root, out, seen = Path(root), Path(out), {}
-
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
+    comm.create_local_process_group(size)
+    root, out = Path(root), Path(out)
     TinySegmentor.deterministic = True
-    for accumulate in (1, 2):
-        run(tiny_cfg(root, out / f"two_{accumulate}", "SOLVER.ACCUMULATE", accumulate))
+    run(tiny_cfg(root, out / f"{size}_1"))
+    run(tiny_cfg(root, out / f"{size}_compressed", "SOLVER.COMPRESS_GRADIENTS", True))
+    if size == 2:
+        work_of_two(rank, root, out)
+    comm.synchronize()
+    dist.destroy_process_group()
+
+
+def work_of_two(rank: int, root: Path, out: Path) -> None:
+    seen = {}
+    run(tiny_cfg(root, out / "2_2", "SOLVER.ACCUMULATE", 2))
     TinySegmentor.deterministic = False
-    run_faseg(faseg_cfg(root, out / "two_faseg"))
+    run_faseg(faseg_cfg(root, out / "2_faseg"))
 
     try:
         run(tiny_cfg(root, out / "stopped", "DATASETS.TEST", ()), hooks=[SignalToProcessOne()])
@@ -77,19 +87,30 @@ def work(rank: int, root: str, out: str, port: int) -> None:
     TinySegmentor.forward = forward
 
     (out / f"{rank}.json").write_text(json.dumps(seen))
-    comm.synchronize()
-    dist.destroy_process_group()
+
+
+def start(size: int, root: Path, out: Path) -> Path:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.set_forkserver_preload(["fasegr.engine", "tests.engine.tiny_training"])
+    arguments = (size, str(root), str(out), port)
+    torch.multiprocessing.start_processes(work, nprocs=size, args=arguments, start_method="forkserver")
+    return out
 
 
 @pytest.fixture(scope="module")
 def two_processes(dataset_root, tmp_path_factory):
     """The directory that the processes wrote to, and what each of them saw."""
-    out = tmp_path_factory.mktemp("two")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(work, nprocs=2, args=(str(dataset_root), str(out), port))
+    out = start(2, dataset_root, tmp_path_factory.mktemp("two"))
     return out, [json.loads((out / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def outputs(two_processes, dataset_root, tmp_path_factory):
+    """The directory of each training, by processes and kind."""
+    four = start(4, dataset_root, tmp_path_factory.mktemp("four"))
+    return {path.name: path for out in (two_processes[0], four) for path in out.iterdir()}
 
 
 def metrics(output_dir):
@@ -98,22 +119,28 @@ def metrics(output_dir):
     return [{name: value for name, value in line.items() if name.startswith(kept)} for line in lines]
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_losses_scores_and_weights_are_those_of_one_process(
-    two_processes, dataset_root, tmp_path, accumulate, deterministic_model
-):
+@pytest.mark.parametrize("name", ["2_1", "2_2", "4_1"])
+def test_losses_scores_and_weights_are_those_of_one_process(outputs, dataset_root, tmp_path, name, deterministic_model):
+    """name: processes, and micro-batches a step."""
     run(tiny_cfg(dataset_root, tmp_path))
-    two = two_processes[0] / f"two_{accumulate}"
-    for one_line, two_line in zip(metrics(tmp_path), metrics(two), strict=True):
-        assert two_line == pytest.approx(one_line, rel=1e-5)
-    weights = [read_checkpoint(str(path / "model_final.pth")).weights for path in (two, tmp_path)]
+    for one_line, line in zip(metrics(tmp_path), metrics(outputs[name]), strict=True):
+        assert line == pytest.approx(one_line, rel=1e-5)
+    weights = [read_checkpoint(str(path / "model_final.pth")).weights for path in (outputs[name], tmp_path)]
     torch.testing.assert_close(*weights, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_compressed_gradients_are_near(outputs, size):
+    """bfloat16 has 8 bits."""
+    plain, compressed = (metrics(outputs[f"{size}_{kind}"]) for kind in ("1", "compressed"))
+    norms = [next(line["grad_norm"] for line in lines if "grad_norm" in line) for lines in (plain, compressed)]
+    assert norms[0] != norms[1] == pytest.approx(norms[0], rel=1e-2)
 
 
 def test_losses_of_faseg_are_those_of_one_process(two_processes, dataset_root, tmp_path):
     """The matching and the divisors of the losses reach over processes; images have different numbers of masks."""
     run_faseg(faseg_cfg(dataset_root, tmp_path))
-    (one_line,), (two_line,) = metrics(tmp_path), metrics(two_processes[0] / "two_faseg")
+    (one_line,), (two_line,) = metrics(tmp_path), metrics(two_processes[0] / "2_faseg")
     assert {"loss_ce", "loss_mask_0", "loss_dice_3"} <= one_line.keys()
     assert two_line == pytest.approx(one_line, rel=1e-3)
 

@@ -142,7 +142,7 @@ def test_a_signal_to_ranks(training: Training, two_expected, tmp_path, signum, t
 def test_a_signal_to_a_rank_in_its_evaluation(training: Training, two_expected, tmp_path, signum, rank):
     """The other one, which is in its own share or waits for this one, stops too, and as the signal says."""
     out, marker, release = (tmp_path / name for name in ("out", "marker", "release"))
-    place = {"at": "evaluation", "number": 2, "image": 1, "rank": rank}
+    place = {"at": "evaluation", "number": 2, "image": 0, "rank": rank}
     runs = training.start_two(
         out, faults=[{**place, "do": "pause", "marker": str(marker), "release": str(release), "seconds": 30}]
     )
