@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from fasegr import Predictor, load_cfg
 from fasegr.d2 import setup_logger
-from fasegr.data.datasets.folder import IMAGE_SUFFIXES
+from fasegr.data.datasets.image_files import IMAGE_SUFFIXES, find_files
 from fasegr.data.image_io import open_image
 from fasegr.engine.launch import readable_errors
 from fasegr.engine.process_settings import tune_process
@@ -76,9 +76,9 @@ def find_images(inputs: list[str], output: str) -> list[Path]:
         if path.is_file():
             found = [path]
         elif path.is_dir():
-            found = [f for f in sorted(path.rglob("*")) if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file()]
-            if out != path.resolve():
-                found = [f for f in found if out not in f.resolve().parents]
+            listed = find_files(path, but=None if out == path.resolve() else out)
+            listed.say_what_is_left_out(path)
+            found = listed.files
             if not found:
                 raise FileNotFoundError(f"--input {item}: no image in this folder ({', '.join(IMAGE_SUFFIXES)})")
         else:
@@ -135,8 +135,8 @@ def run(
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     with readable_errors():
-        targets = output_files(find_images(args.input, args.output), args.output, args.labels)
         setup_logger(name="fasegr")
+        targets = output_files(find_images(args.input, args.output), args.output, args.labels)
         cfg = load_cfg(args.config_file, args.opts)
         tune_process(tuned_allocator=cfg.SPEED.TUNED_ALLOCATOR, threads=cfg.SPEED.THREADS)
         if args.labels and not cfg.MODEL.MASK_FORMER.TEST.SEMANTIC_ON:

@@ -139,6 +139,13 @@ def add_fasegr_config(cfg: CN) -> None:
     cfg.DATASETS.FOLDER.SPLITS = ["train", "val"]
     cfg.DATASETS.FOLDER.CLASSES = ""               # file of class names, relative to the YAML file that sets it
     cfg.DATASETS.FOLDER.IGNORE_LABEL = 255
+    cfg.DATASETS.FOLDER.LABEL_SUFFIX = ""          # behind the image's name: "_mask" for rose.jpg and rose_mask.png
+    cfg.DATASETS.FOLDER.LABEL_MAP = []             # pairs [value or [R, G, B], class or ignore]; "colours"; "from_one"
+    cfg.DATASETS.FOLDER.SPLIT_LISTS = ""           # text files of image names, e.g. "{split}.txt"; below ROOT
+    cfg.DATASETS.FOLDER.VAL_SHARE = 0.0            # of one folder, drawn for the second of two SPLITS; 0: none
+    cfg.DATASETS.FOLDER.VAL_SEED = 0
+    cfg.DATASETS.FOLDER.VAL_GROUP = "auto"         # images that stay together; "": none, else a regular expression
+    cfg.DATASETS.FOLDERS = []                      # further ones: mappings of FOLDER's keys; others are FOLDER's
 
     cfg.DATASETS.COCO = CN()                       # a dataset in COCO format, registered as NAME_SPLIT for each split
     cfg.DATASETS.COCO.NAME = ""                    # empty: no such dataset
@@ -148,6 +155,8 @@ def add_fasegr_config(cfg: CN) -> None:
     cfg.DATASETS.COCO.PANOPTIC = ""                # e.g. "annotations/panoptic_{split}.json"; empty: instances only
     cfg.DATASETS.COCO.SEGMENTS = "panoptic_{split}"  # the PNG files that PANOPTIC refers to
     cfg.DATASETS.COCO.SPLITS = ["train", "val"]
+    cfg.DATASETS.COCO.SEMANTIC = False             # a class for each pixel, painted from the objects
+    cfg.DATASETS.COCO.BACKGROUND = ""              # name of class 0 then, for pixels of no object; empty: ignored
     cfg.DATASETS.COCO.CATEGORIES = ""              # JSON, relative to the YAML file; empty: from the first annotations
 
     cfg.INPUT.MAX_PIXELS = 178956970               # larger images are refused; this is Pillow's own limit

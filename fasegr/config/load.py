@@ -91,7 +91,15 @@ def _read(path: str, users: tuple[str, ...], done: dict[str, dict[str, Any]]) ->
     folder = os.path.dirname(path)
     for key in ("DATASETS.FOLDER.CLASSES", "DATASETS.COCO.CATEGORIES"):
         if isinstance(values.get(key), str) and KEYS[key].accepts(values[key]) and values[key]:
-            values[key] = os.path.realpath(os.path.join(os.path.realpath(folder), os.path.expanduser(values[key])))
+            values[key] = _beside(folder, values[key])
+    entries = values.get("DATASETS.FOLDERS")
+    if isinstance(entries, list):
+        values["DATASETS.FOLDERS"] = [
+            {**entry, "CLASSES": _beside(folder, entry["CLASSES"])}
+            if isinstance(entry, dict) and isinstance(entry.get("CLASSES"), str) and entry["CLASSES"]
+            else entry
+            for entry in entries
+        ]
     if "SOLVER.STEPS" in values:
         # Released files that name no schedule have detectron2's default, which has steps; FASeg's, ours, has none.
         values.setdefault("SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR")
@@ -101,6 +109,11 @@ def _read(path: str, users: tuple[str, ...], done: dict[str, dict[str, Any]]) ->
         merged |= _read(find_config(base, folder), (*users, path), done)
     done[absolute] = merged | values
     return done[absolute]
+
+
+def _beside(folder: str, path: str) -> str:
+    """`path`, relative to the folder of the YAML file that names it."""
+    return os.path.realpath(os.path.join(os.path.realpath(folder), os.path.expanduser(path)))
 
 
 def _merge(cfg: CfgNode, values: Mapping[str, Any], source: str) -> Iterator[str]:

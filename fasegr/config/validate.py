@@ -7,7 +7,7 @@ not in KEYS is one of detectron2's that mean nothing here.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fasegr.d2 import BACKBONE_REGISTRY, CfgNode
@@ -80,6 +80,39 @@ PROBABILITY = number(0, 1, "[)")
 WEIGHT, DECAY = number(0, 1e6), number(0, 10)
 STAGES = ["res2", "res3", "res4", "res5"]
 STAGE_LIST = several(one_of(*STAGES), 1, 4)
+
+
+def _is_pattern(value: Any) -> bool:
+    try:
+        return (
+            isinstance(value, str)
+            and len(value) <= 200
+            and not UNPRINTABLE.search(value)
+            and re.compile(value) is not None
+        )
+    except (re.error, RecursionError, OverflowError):
+        return False
+
+
+# A dataset of two folders; fasegr/data/datasets/label_map.py says what LABEL_MAP's pairs may be.
+FOLDER: dict[str, Allowed] = {
+    **{key: text() for key in ("NAME", "ROOT", "IMAGES", "LABELS", "CLASSES", "LABEL_SUFFIX", "SPLIT_LISTS")},
+    "SPLITS": several(NAME, 1, 1000),
+    "IGNORE_LABEL": integer(0, 65535),
+    "LABEL_MAP": Allowed(
+        lambda value: (
+            value in ("colours", "from_one")
+            if isinstance(value, str)
+            else isinstance(value, (list, tuple))
+            and all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in value)
+        ),
+        "colours, from_one, or a list of pairs such as [255, object], [[128, 64, 128], road], [0, ignore]",
+        ("colours", "from_one", []),
+    ),
+    "VAL_SHARE": number(0, 0.9),
+    "VAL_SEED": integer(0, 2**31 - 1),
+    "VAL_GROUP": Allowed(_is_pattern, "'auto', '' or a regular expression of at most 200 characters"),
+}
 
 KEYS: dict[str, Allowed] = {
     "MODEL.DEVICE": text(r"cpu|mps|cuda(:\d{1,3})?", ", one of cuda, cpu, mps, or one GPU, as cuda:1"),
@@ -212,14 +245,24 @@ KEYS: dict[str, Allowed] = {
     "INPUT.CACHE": text(),
     "DATASETS.TRAIN": several(NAME, 0, 1000, ", as ('ade20k_sem_seg_train',)"),
     "DATASETS.TEST": several(NAME, 0, 1000, ", as ('ade20k_sem_seg_val',)"),
-    **{f"DATASETS.FOLDER.{key}": text() for key in ("NAME", "ROOT", "IMAGES", "LABELS", "CLASSES")},
-    "DATASETS.FOLDER.SPLITS": several(NAME, 1, 1000),
-    "DATASETS.FOLDER.IGNORE_LABEL": integer(0, 65535),
+    **{f"DATASETS.FOLDER.{key}": allowed for key, allowed in FOLDER.items()},
+    "DATASETS.FOLDERS": several(
+        Allowed(
+            lambda entry: (
+                isinstance(entry, Mapping) and all(key in FOLDER and FOLDER[key].accepts(entry[key]) for key in entry)
+            ),
+            f"a mapping of the keys of DATASETS.FOLDER ({', '.join(FOLDER)}) to what they may be there",
+        ),
+        0,
+        1000,
+    ),
     **{
         f"DATASETS.COCO.{key}": text()
         for key in ("NAME", "ROOT", "IMAGES", "INSTANCES", "PANOPTIC", "SEGMENTS", "CATEGORIES")
     },
     "DATASETS.COCO.SPLITS": several(NAME, 1, 1000),
+    "DATASETS.COCO.SEMANTIC": FLAG,
+    "DATASETS.COCO.BACKGROUND": text(),
     "DATALOADER.NUM_WORKERS": integer(0, 1024, " processes"),
     "DATALOADER.FILTER_EMPTY_ANNOTATIONS": FLAG,
     "DATALOADER.SAMPLER_TRAIN": one_of("TrainingSampler", "RepeatFactorTrainingSampler"),
@@ -429,6 +472,16 @@ RULES: list[tuple[Sequence[str], Callable[..., Any], str]] = [
     *(
         ([f"DATASETS.{kind}.SPLITS"], lambda splits: len(set(splits)) < len(splits), "each split must be named once")
         for kind in ("FOLDER", "COCO")
+    ),
+    (
+        ["DATASETS.FOLDER.VAL_SHARE", "DATASETS.FOLDER.SPLITS"],
+        lambda share, splits: share > 0 and len(splits) != 2,
+        "there must be two SPLITS, the second of which gets that share",
+    ),
+    (
+        ["DATASETS.COCO.SEMANTIC", "DATASETS.COCO.PANOPTIC"],
+        lambda semantic, panoptic: semantic and panoptic,
+        "panoptic segments give every pixel a class already; leave SEMANTIC False",
     ),
     (
         ["SOLVER.ACCUMULATE", "SOLVER.IMS_PER_BATCH"],

@@ -16,23 +16,26 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from fasegr.d2 import (
     CfgNode,
     DatasetCatalog,
+    MetadataCatalog,
     build_detection_test_loader,
     build_detection_train_loader,
     comm,
 )
 from fasegr.data.class_counts import ClassCounts, cached_counts, class_names, inverse_sqrt_weights, repeat_factors
+from fasegr.data.class_presence import warn_of_missing_classes
 from fasegr.data.dataset_mappers import build_mapper
 from fasegr.data.dataset_mappers.dataset_mapper import stated_size
 from fasegr.data.datasets.coco_json import without_crowds
+from fasegr.data.datasets.label_map import record_label_size
 from fasegr.data.image_io import (
     Reading,
     check_image_size,
     check_label_size,
     configure_reading,
     image_size,
-    label_size,
     reading,
 )
+from fasegr.data.semantic_labels import label_source
 from fasegr.data.serialized_list import SerializedList
 from fasegr.data.workers import with_sturdy_workers
 
@@ -127,8 +130,13 @@ def _records(names: tuple[str, ...]) -> list[dict]:
 
 
 def _without_empty(records: list[dict]) -> list[dict]:
-    """The records that have an object which is not a crowd, or that list no objects at all."""
-    kept = [record for record in records if "annotations" not in record or without_crowds(record["annotations"])]
+    """The records that have an object which is not a crowd, or that list no objects at all, or whose pixels all have
+    a class."""
+    kept = [
+        record
+        for record in records
+        if "annotations" not in record or label_source(record) or without_crowds(record["annotations"])
+    ]
     if not kept:
         raise ValueError(
             "no training image has an object; set DATALOADER.FILTER_EMPTY_ANNOTATIONS False to train with such images"
@@ -146,14 +154,22 @@ def _check_headers(record: dict) -> None:
     path = record["file_name"]
     size = image_size(path)
     check_image_size(path, size, stated_size(record, size))
-    for key, read_size in (("sem_seg_file_name", label_size), ("pan_seg_file_name", image_size)):
-        if key in record:
-            check_label_size(record[key], read_size(record[key]), path, size)
+    if "sem_seg_file_name" in record:
+        check_label_size(record["sem_seg_file_name"], record_label_size(record), path, size)
+    if "pan_seg_file_name" in record:
+        check_label_size(record["pan_seg_file_name"], image_size(record["pan_seg_file_name"]), path, size)
 
 
 def check_test_files(cfg: CfgNode) -> None:
     """Raises, naming the file, where a record of DATASETS.TEST is wrong or the header of one of its images or label
     maps; the first evaluation, which may follow the whole training, would find it."""
+    saved = cfg.TEST.SAVE_LABELS or cfg.TEST.SAVE_JSON or cfg.TEST.SAVE_SUBMISSION
+    for name in cfg.DATASETS.TEST:
+        if not saved and not any("annotations" in record or label_source(record) for record in _records((name,))):
+            raise ValueError(
+                f"{name} has no labels, so nothing can be scored; leave it out of DATASETS.TEST, or set "
+                "TEST.SAVE_LABELS True to save predictions for it (DATASETS.FOLDER.LABELS says where labels are)"
+            )
     with ThreadPoolExecutor(8) as pool:  # waits for the disk, not for the processor
         for _ in pool.map(_check_headers, _records(cfg.DATASETS.TEST)):
             pass
@@ -199,6 +215,24 @@ def _repeats(cfg: CfgNode, counts: ClassCounts) -> np.ndarray:
     return repeats
 
 
+def _check_classes(cfg: CfgNode, records: list[dict]) -> None:
+    """Says which classes the training never shows."""
+    semantic = cfg.INPUT.DATASET_MAPPER_NAME == "mask_former_semantic"
+    metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
+    kind = "stuff" if semantic or cfg.INPUT.DATASET_MAPPER_NAME.endswith(("panoptic", "panoptic_lsj")) else "thing"
+    names = metadata.get(f"{kind}_classes")
+    if names is None or len(names) != cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
+        return
+    warn_of_missing_classes(
+        ", ".join(cfg.DATASETS.TRAIN),
+        records,
+        names,
+        metadata.get(f"{kind}_colors") or (),
+        metadata.get("ignore_label", cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE),
+        semantic,
+    )
+
+
 def build_train_loader(cfg: CfgNode, seed: int) -> tuple[DataLoader, TrainingSampler]:
     """An endless loader of this process's micro-batches (lists of samples), and its sampler.
 
@@ -211,6 +245,8 @@ def build_train_loader(cfg: CfgNode, seed: int) -> tuple[DataLoader, TrainingSam
     if comm.is_main_process():
         check_test_files(cfg)
     records, repeats, class_pixels = _train_records(cfg), None, None
+    if comm.is_main_process():
+        _check_classes(cfg, records)
     by_class = cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler"
     if by_class or cfg.INPUT.CROP.RARE_CLASS_PROB > 0:
         counts = _train_counts(cfg, records)

@@ -45,9 +45,12 @@ class ImageCache:
         except OSError as error:
             raise OSError(f"INPUT.CACHE is {str(self.folder)!r}, and this folder cannot be made: {error}") from error
 
-    def get(self, path: str | os.PathLike, decode: Callable[[], np.ndarray]) -> np.ndarray:
-        """The read-only array of the file at `path`; `decode()` makes it if there is no entry yet."""
-        entry = self._entry(path)
+    def get(self, path: str | os.PathLike, decode: Callable[[], np.ndarray], variant: str = "") -> np.ndarray:
+        """The read-only array of the file at `path`; `decode()` makes it if there is no entry yet.
+
+        variant: what else the array depends on.
+        """
+        entry = self._entry(path, variant)
         if entry is None:
             return decode()  # whose error says that the file is missing
         try:
@@ -62,14 +65,14 @@ class ImageCache:
         self._write(entry, array)
         return array
 
-    def _entry(self, path: str | os.PathLike) -> Path | None:
+    def _entry(self, path: str | os.PathLike, variant: str) -> Path | None:
         """FOLDER/ab/PATH-SIZE-TIME.npy, None if the file is missing."""
         try:
             source = os.stat(path)
         except OSError:
             return None
         settings = reading()._replace(max_pixels=Reading().max_pixels)  # which changes no pixel
-        variant = "" if settings == Reading() else repr(settings[1:])
+        variant += "" if settings == Reading() else repr(settings[1:])
         name = hashlib.sha256((os.path.abspath(path) + variant).encode()).hexdigest()[:32]
         return self.folder / name[:2] / f"{name}-{source.st_size}-{source.st_mtime_ns}.npy"
 
@@ -107,10 +110,13 @@ def _open_entry(entry: Path) -> np.ndarray:
 
 
 def read_cached(
-    path: str | os.PathLike, read: Callable[[str | os.PathLike], np.ndarray], cache: ImageCache | None
+    path: str | os.PathLike,
+    read: Callable[[str | os.PathLike], np.ndarray],
+    cache: ImageCache | None,
+    variant: str = "",
 ) -> np.ndarray:
-    """`read(path)`, from the cache if there is one."""
-    return read(path) if cache is None else cache.get(path, lambda: read(path))
+    """`read(path)`, from the cache if there is one. variant: of `ImageCache.get`."""
+    return read(path) if cache is None else cache.get(path, lambda: read(path), variant)
 
 
 def load_image(path: str | os.PathLike, cache: ImageCache | None = None) -> Image.Image | np.ndarray:

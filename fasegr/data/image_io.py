@@ -32,6 +32,7 @@ __all__ = [
     "open_image",
     "read_image",
     "read_label",
+    "read_label_colours",
     "reading",
 ]
 
@@ -306,46 +307,80 @@ def read_png(path: str | Path) -> np.ndarray | None:
     return pixels.permute(1, 2, 0).contiguous().numpy()
 
 
-def _open_label(path: str | Path) -> Image.Image:
+def _is_lossy(image: Image.Image, path: str | Path) -> bool:
+    """Whether the file's compression changes values."""
+    if image.format == "WEBP":
+        with open(path, "rb") as file:
+            return b"VP8L" not in file.read(2**16)
+    return image.format in ("JPEG", "MPO", "JPEG2000") or "jpeg" in str(image.info.get("compression"))
+
+
+def _open_label(path: str | Path, holds: str = "numbers") -> Image.Image:
+    """holds: "numbers" of classes, or what a LABEL_MAP translates: "values" (grey images too) or "colours"."""
     image = open_file(path)
     raw_mode = image.tile[0][3] if image.tile else image.mode
     if isinstance(raw_mode, tuple):
         raw_mode = raw_mode[0]
     problem = None
-    if image.mode in ("1", "L") and raw_mode in _SCALED_GREYS:
-        problem = "is a grey image of less than 8 bits, whose values programs read differently"
-    elif image.mode not in ("L", "P", *_SIXTEEN_BIT):
-        problem = f"has colours or transparency (mode {image.mode})"
+    if _is_lossy(image, path):
+        image.close()
+        raise BadFile(
+            f"{path}: is a {image.format} file whose compression changes values, so its labels are no longer those "
+            "that were drawn; export them again as PNG or TIFF (converting this file does not bring them back)"
+        )
+    if holds == "numbers":
+        if image.mode in ("1", "L") and raw_mode in _SCALED_GREYS:
+            problem = "is a grey image of less than 8 bits, whose values programs read differently"
+        elif image.mode not in ("L", "P", *_SIXTEEN_BIT):
+            problem = f"has colours or transparency (mode {image.mode})"
+    elif image.mode not in ("1", "L", "P", "LA", "RGB", "RGBA", *(_SIXTEEN_BIT if holds == "values" else ())):
+        problem = f"has the mode {image.mode}, whose {holds} cannot be looked up"
     if problem:
         image.close()
         raise BadFile(
             f"{path}: {problem}; a label map has one channel (8 or 16 bits, or a palette) "
-            "whose values are class numbers, counted from 0"
+            "whose values are class numbers, counted from 0; DATASETS.FOLDER.LABEL_MAP says what other values, or "
+            "colours, mean (black and white are 0 and 255 there)"
         )
     return image
 
 
-def label_size(path: str | Path) -> tuple[int, int]:
+def label_size(path: str | Path, holds: str = "numbers") -> tuple[int, int]:
     """(height, width) of a label map, read from the header. Raises as `read_label` for a wrong kind of file, and for a
     PNG that is cut short."""
-    with _open_label(path) as image:
+    with _open_label(path, holds) as image:
         if image.format == "PNG":
             _turned_after_pixels(path)
         return image.height, image.width
 
 
-def read_label(path: str | Path) -> np.ndarray:
+def read_label(path: str | Path, holds: str = "numbers") -> np.ndarray:
     """A label map: (H, W) of class numbers, uint8, or uint16 from 16-bit files. Of a palette image, the indices.
 
-    EXIF is ignored: a label map is drawn for the upright image.
+    EXIF is ignored: a label map is drawn for the upright image. holds: "values" also takes black and white images, as
+    0 and 255, and grey ones that are stored as colours.
     """
-    with _open_label(path) as opened:
-        labels = np.array(decode(opened, path))
+    with _open_label(path, holds) as opened:
+        image = decode(opened, path)
+        if image.mode == "1":
+            image = image.convert("L")
+        labels = np.array(image)
+    if labels.ndim == 3:
+        grey = labels[..., 0]
+        if labels.shape[2] > 2 and ((labels[..., 1] != grey).any() or (labels[..., 2] != grey).any()):
+            raise BadFile(f"{path}: has colours; give DATASETS.FOLDER.LABEL_MAP colours [R, G, B], not single values")
+        labels = np.ascontiguousarray(grey)
     if labels.dtype == np.uint8:
         return labels
     if labels.min(initial=0) < 0 or labels.max(initial=0) > 65535:
         raise BadFile(f"{path}: its values are {labels.min()}..{labels.max()}; expected class numbers of 0..65535")
     return labels.astype(np.uint16)
+
+
+def read_label_colours(path: str | Path) -> np.ndarray:
+    """A label map painted in colours: uint8 (H, W, 3). A palette is looked up, transparency dropped."""
+    with _open_label(path, "colours") as opened:
+        return np.asarray(decode(opened, path).convert("RGB"))
 
 
 def check_label_size(

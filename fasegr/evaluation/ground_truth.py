@@ -9,29 +9,15 @@ import numpy as np
 import torch
 
 from fasegr.data.datasets.coco_json import without_crowds
-from fasegr.data.image_io import read_label
 from fasegr.data.instance_masks import window_mask
-from fasegr.data.panoptic_png import class_map, read_segment_ids
+from fasegr.data.panoptic_png import read_segment_ids
+from fasegr.data.semantic_labels import label_source as label_file
+from fasegr.data.semantic_labels import semantic_labels as read_label_map
 from fasegr.data.transform import Box
 from fasegr.modeling.meta_arch.instance_inference import Instances
 from fasegr.modeling.meta_arch.panoptic_inference import PanopticSegmentation
 
 __all__ = ["ground_truth_result", "label_file", "read_label_map"]
-
-
-def label_file(record: Mapping[str, Any]) -> str | None:
-    """The file that tells the class of each pixel, a PNG of panoptic segments or a label map; None if there is none."""
-    return record.get("pan_seg_file_name") or record.get("sem_seg_file_name")
-
-
-def read_label_map(record: Mapping[str, Any], ignore_label: int = 255) -> np.ndarray:
-    """The contents of `label_file`: (H, W) class indices, and ignore_label for pixels without a class.
-
-    Of panoptic segments, crowds are labelled like the objects of their class, as in Mask2Former's label maps.
-    """
-    if record.get("pan_seg_file_name"):
-        return class_map(read_segment_ids(record["pan_seg_file_name"]), record["segments_info"], ignore_label)
-    return read_label(record["sem_seg_file_name"])
 
 
 def ground_truth_result(

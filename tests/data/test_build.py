@@ -262,9 +262,19 @@ def test_sizes_that_records_state_are_compared(data_cfg, key):
         record[key] = _path(data_cfg, "annotations")
         Image.new("L", (41, 30)).save(record[key])
     DatasetCatalog.register("stated", lambda: [record])
-    data_cfg.DATASETS.TEST = ("stated",)
+    data_cfg.DATASETS.TEST, data_cfg.TEST.SAVE_LABELS = ("stated",), True
     with pytest.raises(BadFile, match=r"is 4[01] x 30 \(width x height\), but its"):
         build_train_loader(data_cfg, 0)
     if key == "file_name":
         with pytest.raises(BadFile, match=r"images/val/1\.png: is 40 x 30 .* are for 30 x 30"):
             next(iter(build_test_loader(data_cfg, "stated")))
+
+
+def test_a_test_set_without_labels_is_only_predicted_for(data_cfg):
+    record = {"file_name": _path(data_cfg, "images")}
+    DatasetCatalog.register("unlabelled", lambda: [record])
+    data_cfg.DATASETS.TEST = ("unlabelled",)
+    with pytest.raises(ValueError, match=r"unlabelled has no labels, .*TEST\.SAVE_LABELS True"):
+        build_train_loader(data_cfg, 0)
+    data_cfg.TEST.SAVE_LABELS = True
+    build_train_loader(data_cfg, 0)

@@ -195,7 +195,7 @@ def test_truncated_files_are_named(tmp_path, suffix):
     path = tmp_path / f"cut.{suffix}"
     Image.fromarray(RNG.integers(0, 256, (64, 64), dtype=np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:1500])
-    for read in (read_image, read_label, *([image_size] if suffix == "png" else [])):
+    for read in (read_image, *([image_size, read_label] if suffix == "png" else [])):
         with pytest.raises(BadFile, match=f"cut.{suffix}: the image data is damaged or cut short"):
             read(path)
 

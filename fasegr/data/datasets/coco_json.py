@@ -31,6 +31,7 @@ __all__ = [
     "read_categories",
     "register_instances",
     "register_panoptic",
+    "register_semantic",
     "without_crowds",
 ]
 
@@ -245,6 +246,38 @@ def register_instances(
     if name not in DatasetCatalog.list():
         DatasetCatalog.register(name, load)
         MetadataCatalog.get(name).set(json_file=json_file, image_root=image_root, evaluator_type="coco", **metadata)
+
+
+def register_semantic(
+    name: str,
+    categories: Sequence[Category],
+    json_file: str | os.PathLike,
+    image_root: str | os.PathLike,
+    background: str = "",
+    source: str = "",
+) -> None:
+    """Adds a dataset whose pixels have the class of the object that they show (`fasegr.data.semantic_labels`).
+
+    background: the name of class 0, of pixels that show none; empty: these are ignored. Raises ValueError where a
+    category has that name.
+    """
+    things = [category for category in categories if category.is_thing]
+    if background in [category.name for category in things]:
+        raise ValueError(
+            f"DATASETS.COCO.BACKGROUND is {background!r}, which is a category already; choose another name"
+        )
+    first = 1 if background else 0
+    ids = {category.id: i + first for i, category in enumerate(things)}
+    extra = {"sem_seg_objects": os.fspath(json_file), "background": 0 if background else None}
+
+    def load() -> list[dict]:
+        return [{**record, **extra} for record in load_instances(name, json_file, image_root, ids, source)]
+
+    if name not in DatasetCatalog.list():
+        DatasetCatalog.register(name, load)
+        colours = {} if background else _colours("stuff", things)
+        names = [*([background] if background else []), *(category.name for category in things)]
+        MetadataCatalog.get(name).set(stuff_classes=names, ignore_label=255, evaluator_type="sem_seg", **colours)
 
 
 def register_panoptic(

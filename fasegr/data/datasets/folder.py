@@ -3,16 +3,19 @@
 ROOT/images/train/a.jpg    ROOT/annotations/train/a.png    (subfolders are searched too)
 """
 
-import os
+import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fasegr.d2 import DatasetCatalog, MetadataCatalog
+from fasegr.data.datasets.image_files import IMAGE_SUFFIXES, find_files, some
+from fasegr.data.datasets.label_map import LabelMap, record_label_size
 from fasegr.data.datasets.root import where_datasets_are
-from fasegr.data.image_io import BadFile, check_label_size, image_size, label_size
+from fasegr.data.image_io import BadFile, check_label_size, image_header, reading
 
 __all__ = [
     "ClassList",
@@ -25,10 +28,12 @@ __all__ = [
     "register_public",
 ]
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+logger = logging.getLogger(__name__)
+
+LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".webp")
+_LOSSY_SUFFIXES = (".jpg", ".jpeg", ".jp2")
 _CLASS_LINE = re.compile(r"(.*?\S)\s*[,\t]\s*([0-9]{1,3})[\s,]+([0-9]{1,3})[\s,]+([0-9]{1,3})")
 _LONGEST_LINE = 200  # the expression would take minutes for a long one of commas
-_NAMED = 3  # how many files an error names before it counts the rest
 
 
 class ClassList(NamedTuple):
@@ -78,31 +83,49 @@ def read_classes(path: str | Path) -> ClassList:
     return ClassList(list(names), colours)
 
 
-def _files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    """Files anywhere below `folder`, by their relative path without suffix. Hidden files and folders are skipped."""
-    files: dict[str, Path] = {}
-    for directory, inner, names in os.walk(folder, followlinks=True):
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
-        for name in sorted(names):
-            path = Path(directory, name)
-            if name.startswith(".") or path.suffix.lower() not in suffixes:
-                continue
-            stem = path.relative_to(folder).with_suffix("").as_posix()
-            if stem in files:
-                raise BadFile(f"{path} and {files[stem]}: both would have the label map {stem}.png; rename one")
-            files[stem] = path
-    return dict(sorted(files.items()))
+def _by_stem(files: list[Path], folder: Path, suffix: str = "") -> dict[str, Path]:
+    """`files` by their relative path without extension and without `suffix`, those that lack that left out.
+
+    Raises BadFile for two of one name.
+    """
+    found: dict[str, Path] = {}
+    for path in files:
+        stem = path.relative_to(folder).with_suffix("").as_posix()
+        if not stem.endswith(suffix):
+            continue
+        stem = stem[: len(stem) - len(suffix)]
+        if stem in found:
+            raise BadFile(f"{path} and {found[stem]}: both are called {stem}; rename one, with its label map")
+        found[stem] = path
+    return found
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+def _images(name: str, image_dir: Path, without: str = "") -> dict[str, Path]:
+    """without: what the names of label files in the same folder end with."""
+    found = find_files(image_dir)
+    found.say_what_is_left_out(image_dir)
+    files = [path for path in found.files if not (without and path.stem.endswith(without))]
+    if not files:
+        raise BadFile(f"dataset {name}: no image in {image_dir}; looked for {', '.join(IMAGE_SUFFIXES)}")
+    return _by_stem(files, image_dir)
 
 
-def find_pairs(name: str, image_dir: str | Path, label_dir: str | Path) -> list[tuple[Path, Path]]:
-    """Each image of `image_dir` with its label map, a PNG of the same relative path in `label_dir`, in order of names.
+def _labels(label_dir: Path, suffix: str) -> dict[str, Path]:
+    """A file whose compression changes values is only taken where there is no other, to be refused by its name."""
+    files = find_files(label_dir, (*LABEL_SUFFIXES, *_LOSSY_SUFFIXES)).files
+    labels = _by_stem([path for path in files if path.suffix.lower() in LABEL_SUFFIXES], label_dir, suffix)
+    lossy = _by_stem([path for path in files if path.suffix.lower() in _LOSSY_SUFFIXES], label_dir, suffix)
+    return lossy | labels
 
-    Raises FileNotFoundError for a missing folder, BadFile if one is empty or either has a file without its counterpart.
-    name: of the dataset, for the message.
+
+def find_pairs(
+    name: str, image_dir: str | Path, label_dir: str | Path, label_suffix: str = ""
+) -> list[tuple[Path, Path]]:
+    """Each image of `image_dir` with its label map, a file of the same relative path in `label_dir`, in order of names.
+
+    label_suffix: what names of label maps have behind that of their image (rose.jpg, rose_mask.png); with it both may
+    be in one folder. Raises FileNotFoundError for a missing folder, BadFile if one is empty or either has a file
+    without its counterpart. name: of the dataset, for the message.
     """
     image_dir, label_dir = Path(image_dir), Path(label_dir)
     missing = [str(folder) for folder in (image_dir, label_dir) if not folder.is_dir()]
@@ -111,59 +134,114 @@ def find_pairs(name: str, image_dir: str | Path, label_dir: str | Path) -> list[
             f"dataset {name}: no folder {' and no folder '.join(missing)} (from {Path.cwd()}). {where_datasets_are()}, "
             "or correct DATASETS.FOLDER"
         )
-    if image_dir.resolve() == label_dir.resolve():
-        raise BadFile(f"dataset {name}: images and label maps are both in {image_dir}; they need a folder each")
-    images = _files_by_stem(image_dir, IMAGE_SUFFIXES)
-    labels = _files_by_stem(label_dir, (".png",))
-    if not images:
-        raise BadFile(f"dataset {name}: no image in {image_dir}; looked for {', '.join(IMAGE_SUFFIXES)}")
+    together = image_dir.resolve() == label_dir.resolve()
+    if together and not label_suffix:
+        raise BadFile(
+            f"dataset {name}: images and label maps are both in {image_dir}; they need a folder each, or names that "
+            "differ by DATASETS.FOLDER.LABEL_SUFFIX"
+        )
+    images = _images(name, image_dir, label_suffix if together else "")
+    labels = _labels(label_dir, label_suffix)
     unpaired = [str(path.relative_to(image_dir)) for stem, path in images.items() if stem not in labels]
     if unpaired:
+        expected = Path(unpaired[0]).with_suffix("")
         raise BadFile(
             f"dataset {name}: {len(unpaired)} of {len(images)} images have no label map in {label_dir}: "
-            f"{_some(unpaired)}; expected {Path(unpaired[0]).with_suffix('.png')} and so on. Add them or remove the "
-            "images"
+            f"{some(unpaired)}; expected {expected}{label_suffix}.png (or {', '.join(LABEL_SUFFIXES[1:])}) and so on. "
+            f"{_suffix_hint(list(images), label_dir)}Add them or remove the images"
         )
     unpaired = [str(path.relative_to(label_dir)) for stem, path in labels.items() if stem not in images]
     if unpaired:
         raise BadFile(
             f"dataset {name}: {len(unpaired)} of {len(labels)} label maps have no image in {image_dir}: "
-            f"{_some(unpaired)}; add the images or remove the label maps"
+            f"{some(unpaired)}; add the images or remove the label maps"
         )
     return [(path, labels[stem]) for stem, path in images.items()]
 
 
-def _record(pair: tuple[Path, Path | None]) -> dict:
+def _suffix_hint(stems: list[str], label_dir: Path) -> str:
+    """A sentence on the key that helps, where label maps have the images' names with one ending."""
+    files = find_files(label_dir, (*LABEL_SUFFIXES, *_LOSSY_SUFFIXES)).files
+    names = {path.relative_to(label_dir).with_suffix("").as_posix() for path in files}
+    endings = {name[len(stems[0]) :] for name in names if name.startswith(stems[0]) and name != stems[0]}
+    for ending in sorted(endings, key=len):
+        if all(stem + ending in names for stem in stems):
+            return f"The names of the files there end with {ending}: set DATASETS.FOLDER.LABEL_SUFFIX {ending}. "
+    return ""
+
+
+def _record(pair: tuple[Path, Path | None], label_map: LabelMap | None) -> tuple[dict, bool]:
+    """The record, and whether the image is turned by EXIF in a way that sizes do not show."""
     image, label = pair
-    height, width = image_size(image)
-    record = {"file_name": str(image), "height": height, "width": width}
+    size, orientation = image_header(image)
+    record = {"file_name": str(image), "height": size[0], "width": size[1]}
     if label is not None:
-        check_label_size(label, label_size(label), image, (height, width))
         record["sem_seg_file_name"] = str(label)
-    return record
+        if label_map is not None:
+            record["label_map"] = label_map
+        check_label_size(label, record_label_size(record), image, size)
+    unseen = orientation in (2, 3, 4) or (orientation in (5, 6, 7, 8) and size[0] == size[1])
+    return record, unseen and label is not None
 
 
-def read_records(pairs: list[tuple[Path, Path | None]]) -> list[dict]:
+def read_records(pairs: list[tuple[Path, Path | None]], label_map: LabelMap | None = None) -> list[dict]:
     """detectron2's records of images and their label maps (or None), from the headers of the files.
 
-    Each is {"file_name", "sem_seg_file_name", "height", "width"}. Raises BadFile for a file that cannot be read, or a
-    label map of another size than its image.
+    Each is {"file_name", "sem_seg_file_name", "height", "width"}, with "label_map" if the files need one. Raises
+    BadFile for a file that cannot be read, or a label map of another size than its image.
     """
     with ThreadPoolExecutor(8) as pool:  # waits for the disk, not for the processor
-        return list(pool.map(_record, pairs, chunksize=64))
+        records, unseen = zip(*pool.map(partial(_record, label_map=label_map), pairs, chunksize=64), strict=True)
+    turned = [record["file_name"] for record, is_turned in zip(records, unseen, strict=True) if is_turned]
+    if turned and reading().use_exif:
+        logger.warning(
+            "%d of %d images are stored turned or mirrored (EXIF), which their sizes do not show: %s. Their label maps "
+            "are taken to be of the upright image, as viewers show it; INPUT.USE_EXIF False takes both as stored",
+            *(len(turned), len(records), some(turned)),
+        )
+    return list(records)
 
 
-def load_folder(name: str, image_dir: str | Path, label_dir: str | Path) -> list[dict]:
-    """Records of a dataset of two folders. Raises as `find_pairs` and `read_records`."""
-    return read_records(find_pairs(name, image_dir, label_dir))
+def load_folder(
+    name: str,
+    image_dir: str | Path,
+    label_dir: str | Path,
+    *,
+    label_suffix: str = "",
+    label_map: LabelMap | None = None,
+    choose: Callable[[list[str]], Collection[str]] | None = None,
+    unlabelled: bool = False,
+) -> list[dict]:
+    """Records of a dataset of two folders. Raises as `find_pairs` and `read_records`.
+
+    choose: returns those of the images (paths without extension) that belong to the dataset. unlabelled: accept a
+    folder without any label map, with a warning; its records are images alone.
+    """
+    image_dir, label_dir = Path(image_dir), Path(label_dir)
+    if unlabelled and image_dir.is_dir() and not (label_dir.is_dir() and _labels(label_dir, label_suffix)):
+        logger.warning(
+            "%s: there are no label maps in %s, so its images can be predicted for, but not scored", name, label_dir
+        )
+        pairs = [(path, None) for path in _images(name, image_dir).values()]
+    else:
+        pairs = find_pairs(name, image_dir, label_dir, label_suffix)
+    if choose is not None:
+        chosen = set(choose([_stem_of(image, image_dir) for image, _ in pairs]))
+        pairs = [pair for pair in pairs if _stem_of(pair[0], image_dir) in chosen]
+    return read_records(pairs, label_map)
+
+
+def _stem_of(image: Path, folder: Path) -> str:
+    return image.relative_to(folder).with_suffix("").as_posix()
 
 
 def load_images(name: str, image_dir: str | Path) -> list[dict]:
     """Records of images without label maps: test images of a benchmark, or images that are only to be segmented."""
-    images = _files_by_stem(Path(image_dir), IMAGE_SUFFIXES)
-    if not images:
+    image_dir = Path(image_dir)
+    if not image_dir.is_dir() or not (found := find_files(image_dir)).files:
         raise FileNotFoundError(f"dataset {name}: no image in {image_dir} (from {Path.cwd()}). {where_datasets_are()}")
-    return read_records([(path, None) for path in images.values()])
+    found.say_what_is_left_out(image_dir)
+    return read_records([(path, None) for path in _by_stem(found.files, image_dir).values()])
 
 
 def register_folder(

@@ -7,11 +7,15 @@ a config can be loaded, and a model built, without the data.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 
 from fasegr.d2 import CfgNode, DatasetCatalog, MetadataCatalog
-from fasegr.data.datasets.coco_json import read_categories, register_instances, register_panoptic
+from fasegr.data.datasets.coco_json import read_categories, register_instances, register_panoptic, register_semantic
 from fasegr.data.datasets.folder import load_folder, read_classes, register_folder
+from fasegr.data.datasets.label_map import make_label_map
 from fasegr.data.datasets.root import DatasetPath
+from fasegr.data.datasets.split_lists import draw_validation, read_split_list
 from fasegr.data.image_io import Reading, configure_reading
 
 __all__ = ["check_num_classes", "register_from_config"]
@@ -24,31 +28,77 @@ def register_from_config(cfg: CfgNode) -> list[str]:
     for all images that are read from now on.
     """
     configure_reading(Reading(cfg.INPUT.MAX_PIXELS, cfg.INPUT.BIT_DEPTH, cfg.INPUT.USE_EXIF))
-    return [*_register_folder(cfg.DATASETS.FOLDER), *_register_coco(cfg.DATASETS.COCO)]
+    folders = [cfg.DATASETS.FOLDER, *(_entry(cfg.DATASETS.FOLDER, entry) for entry in cfg.DATASETS.FOLDERS)]
+    named = [folder.NAME for folder in folders if folder.NAME]
+    if len(set(named)) < len(named) or any(not folder.NAME for folder in folders[1:]):
+        raise ValueError(f"DATASETS.FOLDERS: the datasets are called {', '.join(named)}; each needs a NAME of its own")
+    names = [name for folder in folders for name in _register_folder(folder, cfg.DATASETS.TRAIN)]
+    return [*names, *_register_coco(cfg.DATASETS.COCO)]
 
 
-def _register_folder(folder: CfgNode) -> list[str]:
+def _entry(folder: CfgNode, entry: Mapping) -> CfgNode:
+    """DATASETS.FOLDER with the keys of an entry of DATASETS.FOLDERS; the name is not inherited."""
+    merged = folder.clone()
+    merged.defrost()
+    merged.NAME = ""
+    for key, value in entry.items():
+        merged[key] = value
+    return merged
+
+
+def _register_folder(folder: CfgNode, trained: Collection[str]) -> list[str]:
+    """trained: the names of DATASETS.TRAIN, whose images must have labels."""
     if not folder.NAME:
         return []
     if not folder.CLASSES:
         raise ValueError(
             "DATASETS.FOLDER.CLASSES is empty; it must name a text file with one class a line, in order of the labels"
         )
-    _check_splits("FOLDER", folder, ("IMAGES", "LABELS"))
+    if not folder.SPLIT_LISTS and not folder.VAL_SHARE:
+        _check_splits("FOLDER", folder, ("IMAGES", "LABELS"))
+    _check_splits("FOLDER", folder, ("SPLIT_LISTS",))
+    if folder.VAL_SHARE and (folder.SPLIT_LISTS or "{split}" in folder.IMAGES or "{split}" in folder.LABELS):
+        raise ValueError(
+            f"DATASETS.FOLDER.VAL_SHARE is {folder.VAL_SHARE} with IMAGES {folder.IMAGES!r}, LABELS {folder.LABELS!r} "
+            f"and SPLIT_LISTS {folder.SPLIT_LISTS!r}; a share is drawn from one folder, so none may have {{split}}, "
+            "and there are no lists. Name the folders (IMAGES images, LABELS annotations) or set VAL_SHARE 0"
+        )
     classes = read_classes(folder.CLASSES)
     if not 0 <= folder.IGNORE_LABEL <= 65535 or len(classes.names) > folder.IGNORE_LABEL:
         raise ValueError(
             f"DATASETS.FOLDER.IGNORE_LABEL is {folder.IGNORE_LABEL}; it must be in 0..65535 (255 is usual) "
             f"and not one of the {len(classes.names)} classes of {folder.CLASSES}"
         )
+    label_map = make_label_map(folder.LABEL_MAP, classes.names, classes.colours, folder.IGNORE_LABEL)
     names = _free_names("FOLDER", folder)
     for name, split in zip(names, folder.SPLITS, strict=True):
-        paths = [_path(folder, key, split) for key in ("IMAGES", "LABELS")]
-        register_folder(
-            name, lambda name=name, paths=paths: load_folder(name, *paths), classes, ignore_label=folder.IGNORE_LABEL
+        load = partial(
+            load_folder,
+            name,
+            _path(folder, "IMAGES", split),
+            _path(folder, "LABELS", split),
+            label_suffix=folder.LABEL_SUFFIX,
+            label_map=label_map,
+            choose=_chooser(folder, split),
+            unlabelled=name not in trained,
         )
+        register_folder(name, load, classes, ignore_label=folder.IGNORE_LABEL)
         MetadataCatalog.get(name).registered_by = __name__
     return names
+
+
+def _chooser(folder: CfgNode, split: str) -> Callable[[list[str]], Collection[str]] | None:
+    """Which images of the folder belong to a split; None: all."""
+    if folder.SPLIT_LISTS:
+        path, images = _path(folder, "SPLIT_LISTS", split), _path(folder, "IMAGES", split)
+        return lambda stems: read_split_list(path, stems, images)
+    if folder.VAL_SHARE:
+        draw = partial(draw_validation, folder.NAME)
+        options = {"share": folder.VAL_SHARE, "seed": folder.VAL_SEED, "group": folder.VAL_GROUP}
+        if split == folder.SPLITS[1]:
+            return lambda stems: draw(stems, **options)
+        return lambda stems: set(stems) - draw(stems, **options)
+    return None
 
 
 def _register_coco(coco: CfgNode) -> list[str]:
@@ -68,6 +118,8 @@ def _register_coco(coco: CfgNode) -> list[str]:
         if coco.PANOPTIC:
             segments = _path(coco, "PANOPTIC", split), _path(coco, "SEGMENTS", split)
             register_panoptic(name, categories, *segments, images, objects, source=source)
+        elif coco.SEMANTIC:
+            register_semantic(name, categories, objects, images, coco.BACKGROUND, source=source)
         else:
             register_instances(name, categories, objects, images, source=source)
         MetadataCatalog.get(name).registered_by = __name__

@@ -169,7 +169,7 @@ def test_a_cache_changes_no_sample_and_spares_the_files(record, tmp_path, monkey
         raise AssertionError(f"{path} was decoded again")
 
     monkeypatch.setattr("fasegr.data.image_cache.read_image", refuse)
-    monkeypatch.setattr("fasegr.data.dataset_mappers.semantic.read_label", refuse)
+    monkeypatch.setattr("fasegr.data.dataset_mappers.semantic.semantic_labels", refuse)
     for seed, expected in enumerate(plain):
         actual = cached(record, np.random.default_rng(seed))
         assert (actual["image"].int() - expected["image"].int()).abs().max() <= 1

@@ -5,6 +5,7 @@ import shutil
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -12,6 +13,7 @@ from fasegr.config.load import read_yaml
 from fasegr.d2 import DatasetCatalog, MetadataCatalog
 from fasegr.data.datasets import check_num_classes, register_from_config
 from fasegr.data.image_io import BadFile
+from fasegr.data.semantic_labels import semantic_labels
 
 pytestmark = pytest.mark.usefixtures("catalogs")
 
@@ -276,3 +278,129 @@ def test_datasets_with_different_classes(data_cfg):
     data_cfg.DATASETS.TEST = ("other_val",)
     with pytest.raises(ValueError, match="other_val and mine_train have different classes, of which class 1"):
         check_num_classes(data_cfg)
+
+
+# own data in other forms
+
+
+def own_cfg(cfg, root, **keys):
+    folder = cfg.DATASETS.FOLDER
+    folder.NAME, folder.ROOT, folder.CLASSES = "own", str(root), str(root / "classes.txt")
+    for key, value in keys.items():
+        folder[key] = value
+    return cfg
+
+
+def names_of(dataset):
+    return sorted(Path(record["file_name"]).stem for record in DatasetCatalog.get(dataset))
+
+
+@pytest.fixture
+def one_folder(tmp_path):
+    """Ten images beside their masks of 0 and 255 in one folder."""
+    root = tmp_path / "one"
+    root.mkdir()
+    for video in "abcde":
+        for i in range(2):
+            Image.fromarray(np.zeros((4, 5, 3), np.uint8)).save(root / f"{video}{i}.jpg")
+            Image.fromarray(np.array([[0, 0, 0, 255, 255]] * 4, np.uint8)).save(root / f"{video}{i}_mask.tif")
+    (root / "classes.txt").write_text("nothing\nthing\n")
+    return root
+
+
+def test_masks_beside_their_images_and_a_drawn_share(cfg, one_folder):
+    keys = {"IMAGES": "", "LABELS": "", "LABEL_SUFFIX": "_mask", "VAL_SHARE": 0.2}
+    register_from_config(own_cfg(cfg, one_folder, LABEL_MAP=[[0, "nothing"], [255, "thing"]], **keys))
+    train, val = names_of("own_train"), names_of("own_val")
+    assert len(train) == 8 and len(val) == 2 and not set(train) & set(val)
+    assert val[0][0] == val[1][0]  # of one video
+    record = DatasetCatalog.get("own_val")[0]
+    assert semantic_labels(record).tolist() == [[0, 0, 0, 1, 1]] * 4
+
+
+def test_split_lists(cfg, one_folder):
+    (one_folder / "train.txt").write_text("a0\nc1.jpg\n")
+    (one_folder / "val.txt").write_text("b0\n")
+    keys = {"IMAGES": "", "LABELS": "", "LABEL_SUFFIX": "_mask", "SPLIT_LISTS": "{split}.txt"}
+    register_from_config(own_cfg(cfg, one_folder, LABEL_MAP=[[0, 0], [255, 1]], **keys))
+    assert names_of("own_train") == ["a0", "c1"] and names_of("own_val") == ["b0"]
+
+
+def test_a_split_without_labels(cfg, make_folder, caplog):
+    root = make_folder({"train": 2, "test": 2})
+    shutil.rmtree(root / "annotations/test")
+    register_from_config(own_cfg(cfg, root, SPLITS=["train", "test"]))
+    assert all("sem_seg_file_name" not in record for record in DatasetCatalog.get("own_test"))
+    assert "own_test: there are no label maps in" in caplog.text
+    shutil.rmtree(root / "annotations/train")
+    cfg.DATASETS.TRAIN = ("own_train",)
+    register_from_config(cfg)
+    with pytest.raises(FileNotFoundError, match=r"own_train: no folder .*annotations/train"):
+        DatasetCatalog.get("own_train")
+
+
+def test_several_datasets(cfg, make_folder, tmp_path):
+    first, second = make_folder(root=tmp_path / "1"), make_folder(root=tmp_path / "2")
+    own_cfg(cfg, first)
+    cfg.DATASETS.FOLDERS = [{"NAME": "more", "ROOT": str(second), "LABEL_MAP": [[0, 1], [1, 0], [2, "ignore"]]}]
+    assert register_from_config(cfg) == ["own_train", "own_val", "more_train", "more_val"]
+    labels = [semantic_labels(DatasetCatalog.get(name)[0]) for name in ("own_train", "more_train")]
+    np.testing.assert_array_equal(np.array([1, 0, 255], np.uint8)[labels[0]], labels[1])
+    cfg.DATASETS.FOLDERS = [{"ROOT": str(second)}]
+    with pytest.raises(ValueError, match="each needs a NAME"):
+        register_from_config(cfg)
+
+
+def test_a_suffix_that_would_help_is_named(cfg, one_folder):
+    cfg.DATASETS.TRAIN = ("own_train",)
+    (one_folder / "i").mkdir()
+    for path in one_folder.glob("*.jpg"):
+        path.rename(one_folder / "i" / path.name)
+    register_from_config(own_cfg(cfg, one_folder, IMAGES="i", LABELS="", SPLITS=["train"]))
+    with pytest.raises(BadFile, match=r"set DATASETS\.FOLDER\.LABEL_SUFFIX _mask"):
+        DatasetCatalog.get("own_train")
+
+
+def test_shares_of_folders_of_splits_make_no_sense(cfg, make_folder):
+    with pytest.raises(ValueError, match=r"VAL_SHARE is 0\.2 .* drawn from one folder"):
+        register_from_config(own_cfg(cfg, make_folder(), VAL_SHARE=0.2))
+
+
+def test_classes_of_pixels_from_objects(cfg, tmp_path):
+    """The smaller object is in front, crowds are behind, and what is no object is the background."""
+
+    def box(x, y, w, h):
+        return [[x, y, x + w, y, x + w, y + h, x, y + h]]
+
+    annotations = [
+        {"id": 1, "image_id": 1, "category_id": 9, "segmentation": box(2, 2, 2, 2)},
+        {"id": 2, "image_id": 1, "category_id": 4, "segmentation": box(0, 0, 8, 6)},
+        {
+            "id": 3,
+            "image_id": 1,
+            "category_id": 9,
+            "iscrowd": 1,
+            "segmentation": {"size": [10, 10], "counts": [0, 100]},
+        },
+    ]
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 10, "width": 10}],
+        "annotations": annotations[:2],
+        "categories": [{"id": 9, "name": "cat"}, {"id": 4, "name": "dog"}],
+    }
+    (tmp_path / "train").mkdir()
+    Image.fromarray(np.zeros((10, 10, 3), np.uint8)).save(tmp_path / "train/a.png")
+    cfg.DATASETS.COCO.NAME, cfg.DATASETS.COCO.ROOT, cfg.DATASETS.COCO.SPLITS = "own", str(tmp_path), ["train"]
+    cfg.DATASETS.COCO.INSTANCES, cfg.DATASETS.COCO.SEMANTIC = "{split}.json", True
+    expected = np.zeros((10, 10), int)
+    expected[:6, :8] = 1
+    expected[2:4, 2:4] = 2
+    for background, objects, nothing in (("ground", annotations[:2], 0), ("", annotations, 1)):
+        (tmp_path / "train.json").write_text(json.dumps({**content, "annotations": objects}))
+        cfg.DATASETS.COCO.BACKGROUND = background
+        register_from_config(cfg)
+        names = [*([background] if background else []), "dog", "cat"]
+        assert MetadataCatalog.get("own_train").stuff_classes == names
+        labels = semantic_labels(DatasetCatalog.get("own_train")[0])
+        shown = expected if background else np.where(expected == 0, 1, expected - 1)  # the crowd, a cat
+        assert labels.tolist() == shown.tolist(), nothing
