@@ -19,7 +19,7 @@ from fasegr.checkpoint import Checkpointer
 from fasegr.d2 import default_argument_parser
 from fasegr.data.datasets import register_from_config
 from fasegr.engine.launch import launch, readable_errors, warnings_for_the_log
-from fasegr.engine.trainer import Trainer
+from fasegr.engine.trainer import Trainer, with_weights
 from fasegr.utils.nested import flatten
 
 logger = logging.getLogger("fasegr")
@@ -55,6 +55,7 @@ def evaluate(args, cfg) -> dict:
             f"--eval-only: {checkpointer.report.path} fits only part of this model ({checkpointer.report.kind}), and "
             "the rest would be random; use the config that the weights were trained with, or train first"
         )
+    cfg = with_weights(cfg, checkpointer.report.path)
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
         logger.info("Multi-scale testing: sizes %s, flip %s", list(cfg.TEST.AUG.MIN_SIZES), cfg.TEST.AUG.FLIP)

@@ -177,6 +177,7 @@ def add_fasegr_config(cfg: CN) -> None:
     cfg.TEST.SAVE_SUBMISSION = False               # in the format of the benchmark's server (ADE20K, Cityscapes)
     cfg.TEST.SAVE_JSON = False                     # as detectron2's sem_seg_predictions.json
     cfg.TEST.BOUNDARY_IOU = True
+    cfg.TEST.REPORT = False                        # a page on the evaluation in OUTPUT_DIR/inference/report
     cfg.TEST.AUG.FROM_ORIGINAL = False             # resize the original image, not the one already resized for testing
     cfg.TEST.SLIDING_WINDOW = CN()                 # for images that do not fit into memory
     cfg.TEST.SLIDING_WINDOW.ENABLED = False

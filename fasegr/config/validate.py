@@ -309,6 +309,7 @@ KEYS: dict[str, Allowed] = {
     "TEST.SAVE_SUBMISSION": FLAG,
     "TEST.SAVE_JSON": FLAG,
     "TEST.BOUNDARY_IOU": FLAG,
+    "TEST.REPORT": FLAG,
     "TEST.AUG.ENABLED": FLAG,
     "TEST.AUG.MIN_SIZES": several(SIDE, 1, 100),
     "TEST.AUG.MAX_SIZE": SIDE,
@@ -497,6 +498,11 @@ RULES: list[tuple[Sequence[str], Callable[..., Any], str]] = [
         ["TEST.SLIDING_WINDOW.ENABLED", *RESULTS],
         lambda enabled, semantic, panoptic, instances: enabled and (panoptic or instances or not semantic),
         "segments cannot be merged across windows, so SEMANTIC_ON alone may be True",
+    ),
+    (
+        ["TEST.REPORT", RESULTS[0]],
+        lambda report, semantic: report and not semantic,
+        "the report is about the class of each pixel; set SEMANTIC_ON True, which costs little beside the other results",
     ),
     (
         ["TEST.AUG.ENABLED", RESULTS[0]],

@@ -25,10 +25,11 @@ from fasegr.engine.pictures import Pictures
 from fasegr.engine.seed import draw_seed, seed_all
 from fasegr.engine.train_step import NonFiniteLoss, TrainStep
 from fasegr.engine.watch import tell
-from fasegr.evaluation import build_evaluator, main_score
+from fasegr.evaluation import build_evaluator, inference_dir, main_score
 from fasegr.inference.sliding_window import with_sliding_window
 from fasegr.inference.test_time_augmentation import SemanticSegmentorWithTTA, tta_cfg
 from fasegr.utils.files import remove_partial, replacing
+from fasegr.visualization.report_page import write_report_page
 
 __all__ = ["Trainer"]
 
@@ -120,18 +121,22 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None) -> dict:
-        """Results of `model` on DATASETS.TEST, through sliding windows if TEST.SLIDING_WINDOW is enabled."""
-        return super().test(cfg, with_sliding_window(cfg, model), evaluators)
+        """Results of `model` on DATASETS.TEST, through sliding windows if TEST.SLIDING_WINDOW is enabled; TEST.REPORT
+        writes OUTPUT_DIR/inference/report, over that of an earlier evaluation."""
+        results = super().test(cfg, with_sliding_window(cfg, model), evaluators)
+        if evaluators is None:
+            write_report_pages(cfg)
+        return results
 
     @classmethod
     def test_with_TTA(cls, cfg, model: nn.Module) -> dict:
         """The same with TEST.AUG's sizes and mirror images, as sem_seg_TTA; files go to OUTPUT_DIR/inference_TTA."""
         names = cfg.DATASETS.TEST
-        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
-        folders = [os.path.join(folder, name) for name in names] if len(names) > 1 else [folder]
+        folders = [inference_dir(cfg, name, "inference_TTA") for name in names]
         model, cfg = SemanticSegmentorWithTTA(cfg, model), tta_cfg(cfg)
         evaluators = [cls.build_evaluator(cfg, *pair) for pair in zip(names, folders, strict=True)]
         results = super().test(cfg, model, evaluators)
+        write_report_pages(cfg, "inference_TTA")
         if len(names) == 1:
             return {f"{task}_TTA": scores for task, scores in results.items()}
         return {name: {f"{task}_TTA": scores for task, scores in results[name].items()} for name in results}
@@ -150,12 +155,17 @@ class Trainer(DefaultTrainer):
             best = BestCheckpoint(self.unwrapped_model, cfg.OUTPUT_DIR, score)
             hooks += [
                 best,
-                Evaluation(cfg.TEST.EVAL_PERIOD, lambda: me.test(me.cfg, me.unwrapped_model), metrics, best),
+                Evaluation(cfg.TEST.EVAL_PERIOD, lambda: me.test(me._named_cfg(), me.unwrapped_model), metrics, best),
                 Pictures(cfg.OUTPUT_DIR, lambda: me.build_test_loader(me.cfg, first), first),
             ]
         else:
             hooks.append(Pictures(cfg.OUTPUT_DIR))
         return [*hooks, self._progress]
+
+    def _named_cfg(self):
+        """The config, with what is tested as its weights."""
+        done = max(self._trainer.updated + 1, self.start_iter)
+        return with_weights(self.cfg, f"{self.cfg.OUTPUT_DIR}, iteration {done}")
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Continue from the last checkpoint in OUTPUT_DIR if `resume` and there is one, else load MODEL.WEIGHTS."""
@@ -280,6 +290,25 @@ class Trainer(DefaultTrainer):
             logger.info("SEED is %d, that of the run in the checkpoint, instead of %d", state["seed"], self.cfg.SEED)
             self._set_seed(state["seed"])
             self.data_loader, self._sampler = self.build_train_loader(self.cfg)
+
+
+def with_weights(cfg, weights: str):
+    """The config with other MODEL.WEIGHTS, so that a report says what was tested."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = weights
+    cfg.freeze()
+    return cfg
+
+
+def write_report_pages(cfg, folder: str = "inference") -> None:
+    """Draw the report of each dataset in DATASETS.TEST, if TEST.REPORT has one written."""
+    if not cfg.TEST.REPORT or not comm.is_main_process():
+        return
+    for name in cfg.DATASETS.TEST:
+        path = os.path.join(inference_dir(cfg, name, folder), "report")
+        if os.path.exists(os.path.join(path, "report.json")):
+            logger.info("The report of the evaluation is %s", write_report_page(path))
 
 
 def _amp_dtype(cfg) -> torch.dtype | None:

@@ -1,6 +1,6 @@
 """Evaluators of semantic, instance and panoptic segmentation, which also write predictions to disk."""
 
-from .build import build_evaluator, main_score
+from .build import build_evaluator, inference_dir, main_score
 from .cityscapes import CityscapesEvaluator
 from .instance import InstanceEvaluator
 from .labels import predicted_labels
@@ -13,6 +13,7 @@ __all__ = [
     "PanopticEvaluator",
     "SemSegEvaluator",
     "build_evaluator",
+    "inference_dir",
     "main_score",
     "predicted_labels",
 ]

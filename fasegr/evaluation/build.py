@@ -12,7 +12,7 @@ from fasegr.evaluation.instance import InstanceEvaluator
 from fasegr.evaluation.panoptic import PanopticEvaluator
 from fasegr.evaluation.sem_seg import SemSegEvaluator
 
-__all__ = ["EVALUATORS", "build_evaluator", "main_score"]
+__all__ = ["EVALUATORS", "build_evaluator", "inference_dir", "main_score"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,20 +39,25 @@ def build_evaluator(cfg, dataset_name: str, output_dir: str | os.PathLike | None
     several are tested. Raises ValueError for an unknown type, or if the model predicts nothing that can be scored.
     """
     if output_dir is None:
-        output_dir = os.path.join(cfg.OUTPUT_DIR, "inference")
-        if len(cfg.DATASETS.TEST) > 1:
-            output_dir = os.path.join(output_dir, dataset_name)
+        output_dir = inference_dir(cfg, dataset_name)
     options = {"output_dir": output_dir, "save_json": cfg.TEST.SAVE_JSON}
     semantic_options = {
         "save_labels": cfg.TEST.SAVE_LABELS,
         "save_submission": cfg.TEST.SAVE_SUBMISSION,
         "boundary": cfg.TEST.BOUNDARY_IOU,
+        "report": {"weights": cfg.MODEL.WEIGHTS, "output_dir": cfg.OUTPUT_DIR} if cfg.TEST.REPORT else None,
     }
     evaluators = [
         evaluator(dataset_name, **options, **(semantic_options if kind == "semantic" else {}))
         for kind, evaluator in _evaluators(cfg, dataset_name).items()
     ]
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
+
+
+def inference_dir(cfg, dataset_name: str, name: str = "inference") -> str:
+    """OUTPUT_DIR/name, or a folder in it for each dataset where several are tested."""
+    folder = os.path.join(cfg.OUTPUT_DIR, name)
+    return os.path.join(folder, dataset_name) if len(cfg.DATASETS.TEST) > 1 else folder
 
 
 def main_score(cfg, dataset_name: str) -> str:
@@ -77,6 +82,12 @@ def _evaluators(cfg, dataset_name: str) -> dict[str, type[Evaluator]]:
         raise ValueError(
             f"the model predicts nothing that can be scored on {dataset_name} (evaluator_type {type_name}); set {keys} "
             "True, or test on another dataset"
+        )
+    if cfg.TEST.REPORT and "semantic" not in evaluators:
+        raise ValueError(
+            f"TEST.REPORT is True, but on {dataset_name} (evaluator_type {type_name}) this model is not scored by a class "
+            "for each pixel, which the report is about: set MODEL.MASK_FORMER.TEST.SEMANTIC_ON True with a panoptic or "
+            "semantic dataset, or TEST.REPORT False; AP and PQ are in the log and in metrics.json"
         )
     if len(evaluators) > 1 and "instance" in evaluators and metadata.get("json_file") is None:
         logger.info("%s has no annotated instances (json_file), so AP is not computed", dataset_name)

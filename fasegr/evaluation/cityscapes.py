@@ -108,8 +108,10 @@ class CityscapesEvaluator(SemSegEvaluator):
         if missing:
             logger.warning("%s: no *%s, so iIoU is not computed", dataset_name, INSTANCE_ENDING)
 
-    def _count(self, record: Mapping[str, Any], ground_truth: Tensor, prediction: Tensor) -> None:
-        super()._count(record, ground_truth, prediction)
+    def _count(
+        self, record: Mapping[str, Any], ground_truth: Tensor, prediction: Tensor, scores: Tensor | None = None
+    ) -> None:
+        super()._count(record, ground_truth, prediction, scores)
         if self._scores_instances:
             path = _instance_file(record)
             ids = read_label(path)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import OrderedDict
 from collections.abc import Mapping
+from datetime import datetime
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -12,11 +15,13 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
+from fasegr.d2 import comm
 from fasegr.data.image_io import check_label_size, check_label_values
 from fasegr.evaluation.boundary import boundary_mask, boundary_width
 from fasegr.evaluation.confusion_matrix import PixelCounts, confusion_matrix, nanmean
 from fasegr.evaluation.evaluator import Evaluator
 from fasegr.evaluation.ground_truth import label_file, read_label_map
+from fasegr.evaluation.image_counts import Recorder
 from fasegr.evaluation.labels import predicted_labels
 from fasegr.evaluation.prediction_files import (
     encode_masks,
@@ -24,6 +29,7 @@ from fasegr.evaluation.prediction_files import (
     submission_file_names,
     write_label_png,
 )
+from fasegr.evaluation.report import build_report, write_report
 from fasegr.modeling.ops import to_device
 
 __all__ = ["SemSegEvaluator"]
@@ -56,6 +62,7 @@ class SemSegEvaluator(Evaluator):
         save_labels: bool = False,
         save_submission: bool = False,
         boundary: bool = True,
+        report: Mapping[str, Any] | None = None,
         **options,
     ):
         """dataset_name: its records name the ground truth as sem_seg_file_name, or as pan_seg_file_name and
@@ -64,18 +71,21 @@ class SemSegEvaluator(Evaluator):
         save_labels: write class indices to output_dir/labels/*.png, in the images' folder structure.
         save_submission: write output_dir/submission/*.png, named like the images, with the labels of submission_ids.
         boundary: compute Boundary IoU.
+        report: write output_dir/report (`fasegr.evaluation.report`) with this in it, such as the weights that are
+        evaluated, and label maps as save_labels does; None writes no report.
         options: those of `Evaluator`; save_json writes a list of {file_name, category_id, segmentation}.
         """
-        self.save_labels = save_labels
+        self.save_labels = save_labels or report is not None
         self.save_submission = save_submission
         self.boundary = boundary
+        self.report = report
         super().__init__(dataset_name, **options)
         self.class_names: list[str] = list(self.metadata.stuff_classes)
         self.ignore_label: int = self.metadata.get("ignore_label", 255)
         to_contiguous = self.metadata.get("stuff_dataset_id_to_contiguous_id", {})
         self._dataset_ids = {contiguous: dataset for dataset, contiguous in to_contiguous.items()}
         self._require_ground_truth(not self._records or any(map(label_file, self._records.values())), "label maps")
-        self._label_names = label_file_names(self._records) if save_labels else {}
+        self._label_names = label_file_names(self._records) if self.save_labels else {}
         self._submission_names = submission_file_names(self._records) if save_submission else {}
         self._submission_ids = self.metadata.get("submission_ids")
         if save_submission and self._submission_ids is None:
@@ -88,6 +98,10 @@ class SemSegEvaluator(Evaluator):
     def _saves_predictions(self) -> bool:
         return self.save_labels or self.save_json or self.save_submission
 
+    def reset(self) -> None:
+        super().reset()
+        self._recorder = Recorder() if self.report is not None else None
+
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
@@ -98,7 +112,7 @@ class SemSegEvaluator(Evaluator):
         ground_truth = self._ground_truth(record, prediction) if label_file(record) else None
         self._save(record["file_name"], prediction)
         if ground_truth is not None:
-            self._count(record, ground_truth, prediction)
+            self._count(record, ground_truth, prediction, output.get("sem_seg"))
 
     def _predicted_labels(self, output: Mapping[str, Tensor], file_name: str) -> Tensor:
         """(H, W) class indices, all of them below the number of classes."""
@@ -128,17 +142,23 @@ class SemSegEvaluator(Evaluator):
         labels[ignored] = self.num_classes
         return to_device(torch.from_numpy(labels), prediction.device)
 
-    def _count(self, record: Mapping[str, Any], ground_truth: Tensor, prediction: Tensor) -> None:
+    def _count(
+        self, record: Mapping[str, Any], ground_truth: Tensor, prediction: Tensor, scores: Tensor | None = None
+    ) -> None:
         no_class = self.num_classes
         # An ignored pixel is removed from both maps, so that it is neither part nor boundary of a wrong segment.
         prediction = torch.where(ground_truth == no_class, no_class, prediction.to(ground_truth.dtype))
-        self._add("pixels", confusion_matrix(ground_truth, prediction, no_class + 1))
+        pixels, edges = confusion_matrix(ground_truth, prediction, no_class + 1), None
+        self._add("pixels", pixels)
         if self.boundary:
             width = boundary_width(*ground_truth.shape)
             boundaries = (
                 torch.where(boundary_mask(labels, width), labels, no_class) for labels in (ground_truth, prediction)
             )
-            self._add("boundary", confusion_matrix(*boundaries, no_class + 1))
+            edges = confusion_matrix(*boundaries, no_class + 1)
+            self._add("boundary", edges)
+        if self._recorder is not None:
+            self._recorder.add(record["file_name"], ground_truth, prediction, pixels, edges, scores)
 
     def _save(self, file_name: str, prediction: Tensor) -> None:
         if self.save_labels:
@@ -163,6 +183,40 @@ class SemSegEvaluator(Evaluator):
         scores, columns = self._metrics(sums)
         self._log(scores, columns, sums, num_images)
         return scores
+
+    def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
+        results = super().evaluate()
+        if self._recorder is not None:
+            self._write_report(bool(results))
+        return results
+
+    def _write_report(self, scored: bool) -> None:
+        own = [(image, self._files(image.file_name)) for image in self._recorder.images()]
+        parts = comm.gather(own) if self.distributed else [own]
+        if not self._is_main:
+            return
+        if not scored:
+            logger.warning("%s has no ground truth, so there is no report (TEST.REPORT)", self.dataset_name)
+            return
+        colors = self.metadata.get("stuff_colors")
+        about = {
+            "dataset": self.dataset_name,
+            "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "ignore_label": self.ignore_label,
+            "colors": None if colors is None else np.asarray(colors).tolist(),
+            **self.report,
+        }
+        images, files = zip(*chain.from_iterable(parts), strict=True)
+        report = build_report(images, self.class_names, files, boundary=self.boundary, about=about)
+        write_report(report, os.path.join(self.output_dir, "report"))
+
+    def _files(self, file_name: str) -> dict[str, str | None]:
+        record = self._records[file_name]
+        return {
+            # panoptic segments cannot be read without their list
+            "truth": None if record.get("pan_seg_file_name") else record["sem_seg_file_name"],
+            "prediction": f"../labels/{self._label_names[file_name]}",
+        }
 
     def _metrics(self, sums: Mapping[str, np.ndarray]) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """All scores by name, and the (C,) columns of the table, in percent."""

@@ -24,7 +24,7 @@ from fasegr.visualization.figure_layout import (
     with_caption,
 )
 
-__all__ = ["as_colors", "overlay", "palette", "side_by_side"]
+__all__ = ["as_colors", "color_map", "overlay", "palette", "side_by_side"]
 
 ImageLike = Image.Image | np.ndarray  # uint8 (H, W, 3) RGB
 Labels = np.ndarray | Tensor
@@ -140,7 +140,7 @@ def side_by_side(
             labels = _as_labels(labels, image)
             present.update(_present_classes(labels, len(class_names)))
             has_unlabelled |= bool((labels == ignore_label).any())
-            cells.append(resize_to_width(_color_map(labels, colors), cell_width, smooth=False))
+            cells.append(resize_to_width(color_map(labels, colors), cell_width, smooth=False))
         lines.append(cells)
     if not lines:
         raise ValueError("there are no rows to show; give at least one of (image, ground truth, prediction)")
@@ -178,7 +178,7 @@ def _present_classes(labels: np.ndarray, num_classes: int) -> list[int]:
     return [int(c) for c in np.unique(labels) if 0 <= c < num_classes]
 
 
-def _color_map(labels: np.ndarray, colors: np.ndarray) -> Image.Image:
+def color_map(labels: np.ndarray, colors: np.ndarray) -> Image.Image:
     """Each pixel in the colour of its class, or of unlabelled pixels."""
     table = np.concatenate([colors, np.array([_UNLABELLED], np.uint8)])
     return Image.fromarray(table[np.where((labels >= 0) & (labels < len(colors)), labels, len(colors))])
@@ -191,7 +191,7 @@ def _paint(image: Image.Image, labels: np.ndarray, colors: np.ndarray, alpha: fl
     outline = boundary_mask(torch.from_numpy(padded), width).numpy()[width:-width, width:-width]
     opacity = np.where(outline, max(alpha, 0.85) if alpha > 0 else 0, alpha) * ((labels >= 0) & (labels < len(colors)))
     mask = Image.fromarray((255 * opacity).round().astype(np.uint8))
-    return Image.composite(_color_map(labels, colors), image, mask)
+    return Image.composite(color_map(labels, colors), image, mask)
 
 
 def _write_names(image: Image.Image, labels: np.ndarray, class_names: Sequence[str], style: Style) -> None:

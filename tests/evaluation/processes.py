@@ -15,6 +15,7 @@ KINDS = {
     "instance": (InstanceEvaluator, "instances", TinyCoco.instance_outputs, ([0], [1, 2, 3])),
     "panoptic": (PanopticEvaluator, "panoptic", TinyCoco.panoptic_outputs, ([0], [1, 2, 3])),
     "semantic": (SemSegEvaluator, "panoptic", TinyCoco.semantic_outputs, ([0, 2], [1, 3])),
+    "report": (SemSegEvaluator, "panoptic", TinyCoco.semantic_outputs, ([0, 1], [2, 3])),
     "semantic, one process without images": (
         *(SemSegEvaluator, "panoptic", TinyCoco.semantic_outputs),
         ([0, 1, 2, 3], []),
@@ -39,7 +40,8 @@ def _evaluate_share(rank: int, root: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{root}/rendezvous", rank=rank, world_size=2)
     for kind, (evaluator, dataset, outputs_of, shares) in KINDS.items():
         case = TinyCoco(root / f"{kind} {rank}")
-        evaluator = evaluator(getattr(case, dataset), output_dir=root / "out", save_json=True)
+        options = {"report": {"weights": "model.pth"}} if kind == "report" else {"save_json": True}
+        evaluator = evaluator(getattr(case, dataset), output_dir=root / "out", **options)
         outputs = outputs_of(case)
         for i in shares[rank]:
             evaluator.process(case.inputs(slice(i, i + 1)), outputs[i : i + 1])
