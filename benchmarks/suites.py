@@ -59,7 +59,8 @@ def sizes(base: Case) -> list[Case]:
 
 
 def data(base: Case) -> list[Case]:
-    """The mapper under the recipes of ADE20K and Cityscapes, and evaluation from scores and from labels."""
+    """The mapper under the recipes of ADE20K and Cityscapes, and evaluation from scores and from labels; a whole
+    one without and with TEST.REPORT."""
     ade20k = dataclasses.replace(base, config=str(ADE20K / "faseg_r50.yaml"), size=(512, 683), batch=8)
     cityscapes = dataclasses.replace(base, config=str(CITYSCAPES / "faseg_r50.yaml"), size=(1024, 2048), batch=4)
     return [
@@ -67,6 +68,10 @@ def data(base: Case) -> list[Case]:
         dataclasses.replace(cityscapes, kind="mapper"),
         dataclasses.replace(ade20k, kind="evaluation", batch=4),
         dataclasses.replace(ade20k, kind="evaluation-labels", batch=4),
+        *(
+            dataclasses.replace(ade20k, kind="testing", batch=50, opts=(*base.opts, "TEST.REPORT", flag), peer=None)
+            for flag in ("False", "True")
+        ),
     ]
 
 

@@ -502,7 +502,7 @@ RULES: list[tuple[Sequence[str], Callable[..., Any], str]] = [
     (
         ["TEST.REPORT", RESULTS[0]],
         lambda report, semantic: report and not semantic,
-        "the report is about the class of each pixel; set SEMANTIC_ON True, which costs little beside the other results",
+        "the report is about the class of each pixel; set SEMANTIC_ON True, or REPORT False",
     ),
     (
         ["TEST.AUG.ENABLED", RESULTS[0]],

@@ -85,9 +85,9 @@ def _evaluators(cfg, dataset_name: str) -> dict[str, type[Evaluator]]:
         )
     if cfg.TEST.REPORT and "semantic" not in evaluators:
         raise ValueError(
-            f"TEST.REPORT is True, but on {dataset_name} (evaluator_type {type_name}) this model is not scored by a class "
-            "for each pixel, which the report is about: set MODEL.MASK_FORMER.TEST.SEMANTIC_ON True with a panoptic or "
-            "semantic dataset, or TEST.REPORT False; AP and PQ are in the log and in metrics.json"
+            f"TEST.REPORT is True, but on {dataset_name} (evaluator_type {type_name}) there is no class for each pixel "
+            "to score, which the report is about; test on a semantic or panoptic dataset, or set TEST.REPORT False: AP "
+            "is in the log"
         )
     if len(evaluators) > 1 and "instance" in evaluators and metadata.get("json_file") is None:
         logger.info("%s has no annotated instances (json_file), so AP is not computed", dataset_name)

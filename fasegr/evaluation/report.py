@@ -192,8 +192,8 @@ def compare_reports(first: Mapping[str, Any], second: Mapping[str, Any], names: 
             f"class {odd} is {class_names[odd]!r} and {other[odd]!r}" if odd is not None else "the first ones agree"
         )
         raise ValueError(
-            f"{first['path']} has {len(class_names)} classes, {second['path']} has {len(other)} ({detail}); only models "
-            "of the same classes can be compared"
+            f"{first['path']} has {len(class_names)} classes, {second['path']} has {len(other)} ({detail}); only "
+            "models of the same classes can be compared"
         )
     rows, other_rows = first["images"], _same_images(first, second)
     c = len(class_names)
@@ -201,8 +201,8 @@ def compare_reports(first: Mapping[str, Any], second: Mapping[str, Any], names: 
     differ = np.flatnonzero(np.asarray(abs(a.pixels[:, c : 2 * c] - b.pixels[:, c : 2 * c]).sum(1)).ravel())
     if len(differ):
         raise ValueError(
-            f"{rows[differ[0]]['file_name']} (and {len(differ) - 1} more of {len(rows)} images): its ground truth is not "
-            f"the same in {first['path']} and {second['path']}; evaluate both models on the same label maps"
+            f"{rows[differ[0]]['file_name']} (and {len(differ) - 1} more of {len(rows)} images): its ground truth is "
+            f"not the same in {first['path']} and {second['path']}; evaluate both models on the same label maps"
         )
     weights = resamples(len(rows))
     with_class = np.asarray((a.pixels[:, c : 2 * c] > 0).sum(0)).ravel()

@@ -337,8 +337,8 @@ def _calibration(report: Mapping[str, Any]) -> list[Markup | str]:
             notice(
                 "advice",
                 "Not measured",
-                "The model returned only the class of each pixel. MODEL.MASK_FORMER.TEST.SEMANTIC_OUTPUT scores returns "
-                "the scores that confidence is computed from.",
+                "The model returned only the class of each pixel. MODEL.MASK_FORMER.TEST.SEMANTIC_OUTPUT scores "
+                "returns the scores that confidence is computed from.",
             )
         ]
     bins = [row for row in report["calibration"] if row["pixels"]]
@@ -365,8 +365,8 @@ def _calibration(report: Mapping[str, Any]) -> list[Markup | str]:
     how = "surer than it should be" if gap > 0 else "less sure than it could be"
     even = abs(gap) < 0.5
     text = (
-        f"When it says p percent, is it right in p percent of the pixels? On average it is off by {_text(value)} points "
-        f"({_range(low, high)}). "
+        f"When it says p percent, is it right in p percent of the pixels? On average it is off by {_text(value)} "
+        f"points ({_range(low, high)}). "
         + (
             "Overall it is neither too sure nor too unsure."
             if even
@@ -375,9 +375,10 @@ def _calibration(report: Mapping[str, Any]) -> list[Markup | str]:
     )
     alt = f"Reliability diagram: expected calibration error {_text(value)}, mean confidence minus accuracy {gap:.1f}."
     definition = (
-        "A mask-classification model has no distribution over the classes of a pixel: its score for a class is the sum "
-        "over queries of class probability times mask probability. Confidence is the predicted class's share in the sum "
-        "of the pixel's scores. ECE is the mean over pixels of |confidence − accuracy| in 15 bins of confidence."
+        "A mask-classification model has no distribution over the classes of a pixel: its score for a class is the "
+        "sum over queries of class probability times mask probability. Confidence is the predicted class's share in "
+        "the sum of the pixel's scores. ECE is the mean over pixels of |confidence − accuracy| in 15 bins of "
+        "confidence."
     )
     return [text, plot(draw, alt, size=(_WIDE, 3.9), ncols=2), details("How confidence is defined", definition)]
 
@@ -481,22 +482,23 @@ def _confidence_picture(stored: Mapping[str, Any], size: tuple[int, int]) -> Ima
 
 def _method(report: Mapping[str, Any]) -> list[str]:
     return [
-        f"Intervals: {report['resamples']} bootstrap resamples of the images, with a fixed seed; expanded percentiles, which "
-        "held the truth in 92 to 95 of 100 simulated datasets of 50 images and more. They say how much the scores "
-        "would change with other images of the same kind, not with another training. Images that are frames of one video "
-        "resemble each other, and then the intervals are too narrow.",
-        "IoU of a class is over the pixels of all images. The mIoU of an image is over the classes in it. Pixels that the "
-        "ground truth ignores are left out of everything.",
-        "An object is a connected region of one class in the ground truth. Pixels that were wrongly predicted as its class "
-        "count against the object that their region covers most of. Distances are the larger of those along rows and "
-        "columns, to the nearest pixel with another label.",
+        f"Intervals: {report['resamples']} bootstrap resamples of the images, with a fixed seed; expanded "
+        "percentiles, which held the truth in 92 to 95 of 100 simulated datasets of 50 images and more. They say "
+        "how much the scores would change with other images of the same kind, not with another training. Images "
+        "that are frames of one video resemble each other, and then the intervals are too narrow.",
+        "IoU of a class is over the pixels of all images. The mIoU of an image is over the classes in it. Pixels "
+        "that the ground truth ignores are left out of everything.",
+        "An object is a connected region of one class in the ground truth. Pixels that were wrongly predicted as "
+        "its class count against the object that their region covers most of. Distances are the larger of those "
+        "along rows and columns, to the nearest pixel with another label.",
     ]
 
 
 def _verdict(comparison: Mapping[str, Any]) -> Markup:
     first, second = comparison["names"]
     value, low, high = comparison["difference"]
-    numbers = f"{_signed(value)} points of mIoU (95 % interval {_range(low, high, signed=True)}; {_p(comparison['p'], 'p ')})."
+    interval = f"95 % interval {_range(low, high, signed=True)}; {_p(comparison['p'], 'p ')}"
+    numbers = f"{_signed(value)} points of mIoU ({interval})."
     if low is None or low <= 0 <= high:
         return notice("advice", f"{first} and {second} cannot be told apart on these images", numbers)
     if value > 0:
@@ -613,8 +615,9 @@ def _changed_panel(comparison: Mapping[str, Any], row: Mapping[str, Any], colors
 
 _COMPARISON_METHOD = (
     "The interval of the difference: {} bootstrap resamples of the images, the same for both models, with expanded "
-    "percentiles. p: 10 000 random exchanges of the two models' results image by image, two-sided. A class has gained or "
-    "lost if its p stands out after the correction of Benjamini and Hochberg, by which about one in twenty of the classes "
-    "named is named by chance. All this is about other images of the same kind, not about another training: two trainings "
-    "of one model with different seeds differ too, so compare several where the difference is small."
+    "percentiles. p: 10 000 random exchanges of the two models' results image by image, two-sided. A class has "
+    "gained or lost if its p stands out after the correction of Benjamini and Hochberg, by which about one in "
+    "twenty of the classes named is named by chance. All this is about other images of the same kind, not about "
+    "another training: two trainings of one model with different seeds differ too, so compare several where the "
+    "difference is small."
 )

@@ -1,3 +1,4 @@
+import json
 import logging
 import os
 import signal
@@ -44,6 +45,16 @@ def metrics(output_dir):
     clocks = ("time", "data_time", "eta_seconds", "memory")
     lines = read_metrics(output_dir / "metrics.json")
     return [{name: value for name, value in line.items() if name not in clocks} for line in lines]
+
+
+def test_the_report_of_a_training_is_that_of_its_last_evaluation(dataset_root, tmp_path):
+    run(tiny_cfg(dataset_root, tmp_path, "TEST.EVAL_PERIOD", 4, "TEST.REPORT", True))
+    folder = tmp_path / "inference" / "report"
+    report = json.loads((folder / "report.json").read_text())
+    assert report["weights"] == f"{tmp_path}, iteration 6"
+    last = [line for line in metrics(tmp_path) if "sem_seg/mIoU" in line][-1]
+    assert report["scores"]["mIoU"][0] == pytest.approx(last["sem_seg/mIoU"])
+    assert "iteration 6" in (folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_whole_training(dataset_root, tmp_path, caplog):

@@ -55,6 +55,16 @@ def test_keys(cfg):
     assert evaluator.save_labels and evaluator.save_json and evaluator.save_submission
 
 
+def test_a_report_is_about_classes_of_pixels(cfg, tmp_path):
+    cfg.merge_from_list(["TEST.REPORT", True, "MODEL.WEIGHTS", "w.pth"])
+    evaluator = build_evaluator(cfg, register())
+    assert evaluator.report["weights"] == "w.pth" and evaluator.save_labels
+    cfg.MODEL.MASK_FORMER.TEST.INSTANCE_ON = True
+    for made in (build_evaluator, main_score):  # the second is called before a training
+        with pytest.raises(ValueError, match=r"TEST.REPORT is True.*evaluator_type coco.*no class for each pixel"):
+            made(cfg, register(evaluator_type="coco", json_file="x.json"))
+
+
 def test_where_predictions_are_saved(cfg):
     name = register()
     assert build_evaluator(cfg, name).output_dir == "out/inference"

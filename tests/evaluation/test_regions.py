@@ -28,7 +28,10 @@ def slow_counts(truth, prediction, num_classes):
 
 def maps(rng, shape, classes):
     """A label map and a prediction that is partly right, with pixels to ignore."""
-    smooth = lambda sigma: ndimage.gaussian_filter(rng.normal(size=(classes + 1, *shape)), (0, sigma, sigma)).argmax(0)
+
+    def smooth(sigma):
+        return ndimage.gaussian_filter(rng.normal(size=(classes + 1, *shape)), (0, sigma, sigma)).argmax(0)
+
     truth, noise = smooth(5), smooth(1)
     prediction = np.where(rng.random(shape) < 0.8, truth, noise)
     prediction[(prediction == classes) & (truth != classes)] = 0

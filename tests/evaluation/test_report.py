@@ -184,7 +184,7 @@ def test_reports_in_another_order_and_from_another_folder_are_paired_by_name(pai
 
 def test_what_cannot_be_compared(pair, tmp_path):
     first, second = pair
-    with pytest.raises(ValueError, match="lacks 1 of the 8 images.*0.jpg"):
+    with pytest.raises(ValueError, match=r"lacks 1 of the 8 images.*0.jpg"):
         compare_reports(first, second | {"images": second["images"][1:]}, ["A", "B"])
     classes = [second["classes"][0] | {"name": "other"}, *second["classes"][1:]]
     with pytest.raises(ValueError, match="class 0 is 'class 0' and 'other'"):
@@ -197,7 +197,7 @@ def test_what_cannot_be_compared(pair, tmp_path):
 
 
 def test_files_that_are_no_report(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere.*TEST.REPORT True"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere.*TEST.REPORT True"):
         read_report(tmp_path / "nowhere")
     for text, message in (("{", "JSON"), ("[]", "no report"), ('{"format": "other"}', "'other'")):
         (tmp_path / "x.json").write_text(text)

@@ -7,6 +7,7 @@ from PIL import Image
 
 from fasegr.evaluation import SemSegEvaluator
 from fasegr.evaluation.report import compare_reports, read_report
+from fasegr.visualization import report_page
 from fasegr.visualization.report_page import write_comparison_page, write_report_page
 from tests.evaluation.test_sem_seg import Case
 
@@ -50,7 +51,9 @@ def test_the_page_of_an_evaluation(case, tmp_path):
     assert "Not measured" not in page
 
 
-def test_pictures_that_are_gone_and_scores_that_were_not_returned_are_said(case, tmp_path):
+def test_pictures_that_are_gone_and_scores_that_were_not_returned_are_said(case, tmp_path, monkeypatch):
+    marked, mark = [], report_page._marked
+    monkeypatch.setattr(report_page, "_marked", lambda photo, marks: marked.extend(marks) or mark(photo, marks))
     folder = evaluate(case, tmp_path / "out", case.labels())
     report = read_report(folder)
     missing = report["images"][report["worst"][0]]["file_name"]
@@ -58,17 +61,8 @@ def test_pictures_that_are_gone_and_scores_that_were_not_returned_are_said(case,
     page = write_report_page(folder).read_text(encoding="utf-8")
     assert page.count("No pictures") == 1 and page.count("errors in red") == 5
     assert "SEMANTIC_OUTPUT scores" in page and "confidence: dark" not in page
-
-
-def test_errors_are_red_and_ignored_pixels_are_not(case, tmp_path, monkeypatch):
-    from fasegr.visualization import report_page
-
-    marked = []
-    monkeypatch.setattr(report_page, "_marked", lambda photo, marks: marked.extend(marks) or photo)
-    folder = evaluate(case, tmp_path / "out", case.labels())
-    write_report_page(folder)
-    report = read_report(folder)
-    for (mask, _), index in zip(marked, [*report["worst"], *report["median"]], strict=True):
+    # errors are marked, and ignored pixels are none
+    for (mask, _), index in zip(marked, [*report["worst"][1:], *report["median"]], strict=True):
         truth, prediction = case.truths[index], case.predictions[index]
         np.testing.assert_array_equal(mask, (truth != prediction) & (truth != 255))
 
