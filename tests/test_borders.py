@@ -82,6 +82,12 @@ def test_imports_are_seen(line, imported):
     assert not _imports(f"if TYPE_CHECKING:\n    import {imported}", "fasegr.modeling")
 
 
+@pytest.mark.parametrize("file", PROGRAM, ids=_name)
+def test_nothing_needs_torchvision(file):
+    """It gives up decoding images, and a torch that is built for an old GPU may come without one that fits."""
+    assert not [name for name in _imports(file.read_text(), _package(file)) if _below(name, "torchvision")]
+
+
 @pytest.mark.parametrize("file", [file for file in PROGRAM if SEAM not in file.parents], ids=_name)
 def test_only_the_seam_imports_detectron2(file):
     names = _imports(file.read_text(), _package(file))

@@ -17,7 +17,7 @@ import numpy as np
 import torch.utils.data
 from PIL import Image
 
-from fasegr.data.image_io import Reading, open_image, read_image, read_png, reading
+from fasegr.data.image_io import Reading, open_image, read_image, reading
 from fasegr.utils.files import replacing
 
 __all__ = ["ImageCache", "load_image", "read_cached"]
@@ -121,7 +121,4 @@ def read_cached(
 
 def load_image(path: str | os.PathLike, cache: ImageCache | None = None) -> Image.Image | np.ndarray:
     """An upright RGB image in the form that takes least time, PIL's or uint8 (H, W, 3). Raises as `open_image`."""
-    if cache is not None:
-        return read_cached(path, read_image, cache)
-    pixels = read_png(path)
-    return open_image(path) if pixels is None else pixels
+    return open_image(path) if cache is None else read_cached(path, read_image, cache)

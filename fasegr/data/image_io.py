@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 import torch.utils.data
 from PIL import Image
-from torchvision.io import ImageReadMode, decode_png
 
 __all__ = [
     "BadFile",
@@ -260,10 +258,7 @@ def _to_eight_bits(values: np.ndarray, path: str | Path, largest_sample: object 
 def _deep_colours(image: Image.Image, image_format: str | None, path: str | Path) -> Image.Image:
     """A colour image of 16 bits a channel, of which Pillow has read the upper eight."""
     if image_format == "PNG":
-        data = torch.frombuffer(bytearray(Path(path).read_bytes()), dtype=torch.uint8)
-        with _named(path, _DAMAGED, "restore the file"):
-            values = decode_png(data, ImageReadMode.RGB).permute(1, 2, 0).numpy()
-        return Image.fromarray(values if values.dtype == np.uint8 else _to_eight_bits(values, path))
+        return Image.fromarray(_to_eight_bits(_png_samples(image, path), path))
     high = int(np.asarray(image).max(initial=0))
     if 0 < high < 2**12 >> 8 and _reading.bit_depth in (0, 8, 12):
         raise BadFile(
@@ -272,6 +267,20 @@ def _deep_colours(image: Image.Image, image_format: str | None, path: str | Path
             "dark, INPUT.BIT_DEPTH 16 reads it"
         )
     return image
+
+
+def _png_samples(image: Image.Image, path: str | Path) -> np.ndarray:
+    """uint16 (H, W, 3) of a PNG of 16 bits a channel, of which Pillow has read the upper eight of each into `image`.
+
+    The lower ones are what Pillow's reader for the other order of bytes takes for the upper ones.
+    """
+    with open_file(path) as other:
+        codec, extents, offset, layout = other.tile[0]
+        grey = layout == "LA;16B"  # has no such reader; its four bytes are taken for four channels
+        other.tile = [(codec, extents, offset, "RGBA" if grey else layout.replace("16B", "16L"))]
+        lower = np.asarray(decode(other, path))
+    lower = lower[:, :, [1, 1, 1]] if grey else lower[:, :, :3]
+    return np.asarray(image)[:, :, :3].astype(np.uint16) << 8 | lower
 
 
 def _warn_once(message: str) -> None:
@@ -285,26 +294,7 @@ def _warn_once(message: str) -> None:
 
 def read_image(path: str | Path) -> np.ndarray:
     """`open_image` as an array: uint8 (H, W, 3), RGB."""
-    pixels = read_png(path)
-    return np.array(open_image(path)) if pixels is None else pixels
-
-
-def read_png(path: str | Path) -> np.ndarray | None:
-    """`read_image` of a plain PNG of 8 bits in RGB, upright and opaque; None for any other image.
-
-    libpng undoes the filters of such files, most of the time that Cityscapes' images take, with vector instructions.
-    """
-    with open_file(path) as opened:
-        rgb = opened.format == "PNG" and opened.tile and opened.tile[0][3] == "RGB"
-        # libpng may complain about a profile on the console, for every image
-        if not rgb or {"transparency", "icc_profile", "interlace"} & opened.info.keys():
-            return None
-    data = Path(path).read_bytes()
-    if any(word in data for word in _PNG_ORIENTATION):
-        return None
-    with _named(path, _DAMAGED, "restore the file"):
-        pixels = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8))
-    return pixels.permute(1, 2, 0).contiguous().numpy()
+    return np.array(open_image(path))
 
 
 def _is_lossy(image: Image.Image, path: str | Path) -> bool:

@@ -15,7 +15,6 @@ from fasegr.data.image_io import (
     label_size,
     read_image,
     read_label,
-    read_png,
 )
 
 RNG = np.random.default_rng(0)
@@ -143,15 +142,9 @@ def test_a_size_that_no_memory_holds(tmp_path):
             read(path)
 
 
-def test_pngs_of_8_bit_rgb_are_read_by_libpng(tmp_path):
-    Image.fromarray(COLOUR).save(tmp_path / "rgb.png")
-    pixels = read_png(tmp_path / "rgb.png")
-    assert pixels.flags.writeable and pixels.flags.c_contiguous
-    np.testing.assert_array_equal(pixels, COLOUR)
-
-
-def test_other_images_are_left_to_pillow(tmp_path):
+def test_files_of_every_kind_become_rgb(tmp_path):
     image = Image.fromarray(COLOUR)
+    image.save(tmp_path / "rgb.png")
     image.save(tmp_path / "jpeg.png", format="JPEG")  # a name that is wrong
     image.save(tmp_path / "transparent.png", transparency=(1, 2, 3))
     image.save(tmp_path / "profile.png", icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
@@ -162,11 +155,12 @@ def test_other_images_are_left_to_pillow(tmp_path):
     note.add_itxt("XML:com.adobe.xmp", '<x tiff:Orientation="6"/>')
     image.save(tmp_path / "xmp.png", pnginfo=note)
     for path in sorted(tmp_path.iterdir()):
-        assert read_png(path) is None, path
         with Image.open(path) as opened:
             sideways = path.name == "xmp.png"
             expected = np.asarray(opened.convert("RGB"))
-        np.testing.assert_array_equal(read_image(path), np.rot90(expected, -1) if sideways else expected)
+        found = read_image(path)
+        assert found.flags.writeable and found.flags.c_contiguous
+        np.testing.assert_array_equal(found, np.rot90(expected, -1) if sideways else expected)
 
 
 def test_broken_exif_does_not_matter(tmp_path):
@@ -304,22 +298,25 @@ def test_a_tiff_says_its_largest_value(tmp_path, caplog):
 
 
 def _write_png16(path, values):
-    """RGB of 16 bits, which Pillow does not write."""
-    height, width = values.shape[:2]
+    """Channels of 16 bits, which Pillow does not write: 2 (grey, alpha), 3 or 4."""
+    height, width, channels = values.shape
+    kind = {2: 4, 3: 2, 4: 6}[channels]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows))]
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)), (b"IDAT", zlib.compress(rows))]
     data = b"\x89PNG\r\n\x1a\n"
-    for kind, body in [*chunks, (b"IEND", b"")]:
-        data += struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    for name, body in [*chunks, (b"IEND", b"")]:
+        data += struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
     path.write_bytes(data)
 
 
+@pytest.mark.parametrize("channels", [2, 3, 4])
 @pytest.mark.parametrize("most", [4095, 65535])
-def test_colours_of_sixteen_bits(tmp_path, most, configure):
-    values = RNG.integers(0, most + 1, (5, 4, 3))
+def test_colours_of_sixteen_bits(tmp_path, most, channels, configure):
+    values = RNG.integers(0, most + 1, (5, 4, channels))
     values[0, 0] = most
     _write_png16(tmp_path / "a.png", values)
-    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), (values * 255 + most // 2) // most)
+    colours = values[..., :3] if channels > 2 else values[..., :1].repeat(3, 2)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), (colours * 255 + most // 2) // most)
 
 
 def test_more_pixels_where_they_are_allowed(tmp_path, configure):
