@@ -2,6 +2,7 @@
 #
 #   docker build -t fasegr .                                  for a CPU
 #   docker build -t fasegr:cuda --build-arg TORCH=cu128 .     for NVIDIA GPUs; TORCH is a folder of download.pytorch.org/whl
+#   docker build -t fasegr:v100 --build-arg TORCH=cu126 .     for V100 and drivers older than 580
 #   docker run --rm -v $PWD:/work fasegr train --config-file quickstart/faseg_scenes.yaml
 #   docker run --rm --gpus all --shm-size 8g -v $PWD:/work -v /data:/datasets fasegr:cuda train --config-file CONFIG --num-gpus 8
 #
@@ -15,7 +16,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev &
 
 ARG TORCH=cpu
 WORKDIR /fasegr
-COPY requirements.txt .
+COPY requirements.txt requirements-common.txt ./
 # fvcore and iopath come as source: they are built with these versions instead of the newest ones. A version with a
 # local part, as 2.11.0+cpu of this index, goes before the same one without.
 RUN pip install --no-cache-dir setuptools==81.0.0 wheel==0.48.0 \

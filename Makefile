@@ -5,11 +5,13 @@
 # make lint         ruff check and ruff format --check
 # make install      only install into .venv
 #
+# REQUIREMENTS=requirements-v100.txt uses another set of pins, in an environment of its own, .venv-v100.
 # PYTHON=python3.12 uses another Python, VENV=path another place; PIP_ARGS, ARGS and TEST_ARGS are passed to pip,
 # train_net.py and pytest.
 
 PYTHON ?= python3
-VENV ?= .venv
+REQUIREMENTS ?= requirements.txt
+VENV ?= .venv$(patsubst requirements%,%,$(basename $(notdir $(REQUIREMENTS))))
 PIP_ARGS ?=
 ARGS ?=
 # Two processes suit two cores and their memory; each runs one thread, so that they do not compete for cores.
@@ -18,8 +20,8 @@ FUZZ ?= 1000
 
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --disable-pip-version-check $(PIP_ARGS)
-# Stamps of what is installed: newer requirements are installed again.
-INSTALLED := $(VENV)/.fasegr-installed
+# Stamps of what is installed: newer requirements are installed again, and others, where VENV names one place for two.
+INSTALLED := $(VENV)/.fasegr-installed-$(notdir $(REQUIREMENTS))
 DEV_INSTALLED := $(VENV)/.fasegr-dev-installed
 
 .PHONY: help install quickstart test faults fuzz lint
@@ -45,14 +47,15 @@ lint: $(DEV_INSTALLED)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
-$(INSTALLED): requirements.txt setup.py
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
-		echo "fasegr needs Python 3.10 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12 ..." >&2; exit 1; }
+$(INSTALLED): $(REQUIREMENTS) requirements-common.txt setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null || { \
+		echo "fasegr needs Python 3.10 to 3.13; '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV) || { \
 		echo "Python's venv module does not work; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@rm -f $(VENV)/.fasegr-*
 	# fvcore and iopath come as source: they are built with these versions instead of the newest ones
 	$(PIP) setuptools==81.0.0 wheel==0.48.0
-	$(PIP) --no-build-isolation -r requirements.txt
+	$(PIP) --no-build-isolation -r $(REQUIREMENTS)
 	$(PIP) --no-build-isolation --no-deps -e .
 	@touch $@
 

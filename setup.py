@@ -32,15 +32,15 @@ setup(
     version="0.1.0",
     description="FASeg: semantic segmentation with dynamic focus-aware positional queries, as a Detectron2 extension",
     license="Apache-2.0",
-    python_requires=">=3.10",
+    python_requires=">=3.10,<3.14",
     packages=find_packages(include=["fasegr", "fasegr.*", "fasegr_programs"]),
     package_data={"": ["*.txt", "*.json"]},  # class names of datasets
     cmdclass={"build_py": BuildWithScripts},
     entry_points={"console_scripts": ["fasegr = fasegr_programs:main"]},
-    # The oldest that the code can run with; what is tested is pinned in requirements.txt.
+    # What the code can run with; the sets that are tested are pinned in requirements*.txt.
     install_requires=[
-        "torch>=2.11",
-        "torchvision>=0.26",
+        "torch>=2.6,<2.16",
+        "torchvision>=0.21,<0.30",
         "numpy>=2.2",
         "scipy",
         "pillow",
