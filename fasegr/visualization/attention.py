@@ -307,7 +307,7 @@ def _with_title(panel: Panel, style: Style) -> Image.Image:
     title = Image.new("RGB", (panel.image.width, round(2.6 * style.font_size)), BACKGROUND)
     draw = ImageDraw.Draw(title)
     small = ImageFont.load_default(round(0.88 * style.font_size))
-    draw.text((title.width / 2, 0.6 * style.font_size), panel.title, TEXT_COLOR, style.font, anchor="mm")
+    draw.text((title.width / 2, 0.6 * style.font_size), panel.title, TEXT_COLOR, style.font(panel.title), anchor="mm")
     draw.text((title.width / 2, 1.8 * style.font_size), panel.note, MUTED_TEXT_COLOR, small, anchor="mm")
     return concat([title, panel.image])
 
@@ -321,9 +321,9 @@ def _color_bar(style: Style) -> Image.Image:
     image = Image.new("RGB", (width, round(2.3 * style.font_size)), BACKGROUND)
     draw = ImageDraw.Draw(image)
     middle = (pad + round(1.7 * style.font_size)) // 2
-    draw.text((pad, middle), low, TEXT_COLOR, style.font, anchor="lm")
+    draw.text((pad, middle), low, TEXT_COLOR, style.font(low), anchor="lm")
     colors = 255 * np.asarray(_HEAT_COLORS(np.linspace(0, 1, length)))[None, :, :3]
     bar = Image.fromarray(colors.round().astype(np.uint8).repeat(round(0.95 * style.font_size), 0))
     image.paste(bar, (start, middle - bar.height // 2))
-    draw.text((start + length + pad, middle), high, TEXT_COLOR, style.font, anchor="lm")
+    draw.text((start + length + pad, middle), high, TEXT_COLOR, style.font(high), anchor="lm")
     return image

@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from fasegr.utils.metrics_file import read_metrics
 from fasegr.visualization.figure_layout import TEXT_COLOR
+from fasegr.visualization.fonts import fallback_families
 from fasegr.visualization.overlays import palette
 
 __all__ = ["plot_training"]
@@ -29,6 +30,7 @@ def plot_training(metrics_json: str | os.PathLike, output_png: str | os.PathLike
     metrics_json: as the trainer writes it; the loss_NAME_i of the decoder layers are summed into loss_NAME. Where a
     training was resumed, later lines replace earlier ones. Raises ValueError if there is nothing to plot.
     """
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and not needed elsewhere
     from matplotlib.figure import Figure
 
@@ -38,6 +40,11 @@ def plot_training(metrics_json: str | os.PathLike, output_png: str | os.PathLike
     panels = [(plot, curves) for plot, curves in ((_plot_losses, losses), (_plot_scores, scores)) if curves]
     if not panels:
         raise ValueError(f"{metrics_json} has neither losses nor scores, so there is nothing to plot")
+    with rc_context({"font.family": ["DejaVu Sans", *fallback_families("".join(scores))]}):  # names of datasets
+        _draw(Figure, FigureCanvasAgg, panels, output_png)
+
+
+def _draw(Figure: type, FigureCanvasAgg: type, panels: list, output_png: str | os.PathLike) -> None:
     figure = Figure(figsize=(5.6 * len(panels), 3.8), dpi=160, layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (plot, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from fasegr.visualization.fonts import font_for
+
 __all__ = [
     "BACKGROUND",
     "MUTED_TEXT_COLOR",
@@ -15,6 +17,7 @@ __all__ = [
     "Style",
     "concat",
     "draw_rounded_box",
+    "fit_cell",
     "image_grid",
     "legend",
     "resize_to_width",
@@ -30,7 +33,6 @@ BACKGROUND = (255, 255, 255)
 class Style(NamedTuple):
     """Sizes in pixels that suit an image."""
 
-    font: ImageFont.FreeTypeFont
     font_size: int
     line_width: int  # of outlines
 
@@ -38,10 +40,14 @@ class Style(NamedTuple):
     def of(cls, shorter_side: int) -> Style:
         """The style for an image whose shorter side has that many pixels."""
         font_size = max(12, round(shorter_side / 34))
-        return cls(ImageFont.load_default(font_size), font_size, max(1, round(shorter_side / 400)))
+        return cls(font_size, max(1, round(shorter_side / 400)))
+
+    def font(self, text: str) -> ImageFont.FreeTypeFont:
+        """One that has the characters of `text`."""
+        return font_for(text, self.font_size)
 
     def text_width(self, text: str) -> int:
-        return math.ceil(self.font.getlength(text))
+        return math.ceil(self.font(text).getlength(text))
 
 
 def draw_rounded_box(
@@ -63,6 +69,21 @@ def resize_to_width(image: Image.Image, width: int, smooth: bool = True) -> Imag
     return image.resize(size, Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST)
 
 
+def fit_cell(image: Image.Image, width: int, smooth: bool = True) -> Image.Image:
+    """`resize_to_width`, but at most three times as high as wide: a thin upright image is drawn smaller, in the middle
+    of a cell of `width`."""
+
+    highest = 3 * width
+    if image.height * width <= highest * image.width:
+        return resize_to_width(image, width, smooth)
+    inner = resize_to_width(image, max(1, round(image.width * highest / image.height)), smooth)
+    if inner.height > highest:  # less than a pixel wide
+        inner = inner.resize((inner.width, highest), Image.Resampling.BOX)
+    cell = Image.new("RGB", (width, inner.height), BACKGROUND)
+    cell.paste(inner, ((width - inner.width) // 2, 0))
+    return cell
+
+
 def title_strip(text: str, width: int, style: Style) -> Image.Image:
     """A strip of `width` pixels with a title in its middle."""
     size = round(1.25 * style.font_size)
@@ -77,8 +98,7 @@ def with_caption(image: Image.Image, caption: str, style: Style) -> Image.Image:
 
 def _text_strip(text: str, size: tuple[int, int], font_size: int, color: Sequence[int]) -> Image.Image:
     strip = Image.new("RGB", size, BACKGROUND)
-    font = ImageFont.load_default(font_size)
-    ImageDraw.Draw(strip).text((size[0] / 2, size[1] / 2), text, color, font, anchor="mm")
+    ImageDraw.Draw(strip).text((size[0] / 2, size[1] / 2), text, color, font_for(text, font_size), anchor="mm")
     return strip
 
 
@@ -101,7 +121,7 @@ def legend(entries: Sequence[tuple[str, Sequence[int]]], width: int, style: Styl
         middle = y + (pad + line_height) // 2
         top = middle - patch[1] // 2
         draw_rounded_box(image, (x, top, x + patch[0], top + patch[1]), color)
-        draw.text((x + text_offset, middle), name, TEXT_COLOR, style.font, anchor="lm")
+        draw.text((x + text_offset, middle), name, TEXT_COLOR, style.font(name), anchor="lm")
     return image
 
 

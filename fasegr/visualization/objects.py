@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from fasegr.evaluation.labels import predicted_labels
-from fasegr.visualization.figure_layout import image_grid, resize_to_width
+from fasegr.visualization.figure_layout import fit_cell, image_grid
+from fasegr.visualization.fonts import drawable_names
 from fasegr.visualization.overlays import Colors, ImageLike, as_colors, overlay
 
 __all__ = ["class_list", "draw_result", "drawn_kind", "object_table"]
@@ -47,7 +48,7 @@ def draw_result(
 
     result: of a segmentor, for this image. min_score: instances with a lower one are left out. legend: add one below.
     """
-    colors = as_colors(colors, len(class_names))
+    colors, class_names = as_colors(colors, len(class_names)), drawable_names(class_names)
     if drawn_kind(result) == "sem_seg_labels":
         return overlay(image, predicted_labels(result), class_names, colors, alpha, None if legend else ())
     object_ids, classes, captions = _objects(result, class_names, min_score)
@@ -68,11 +69,11 @@ def object_table(
 
     rows: (image, result, ...) with panoptic segments or instances, one result for each title after the first.
     """
-    colors = as_colors(colors, len(class_names))
+    colors, class_names = as_colors(colors, len(class_names)), drawable_names(class_names)
     cells, classes = [], set()
     for image, *results in rows:
         drawn = [draw_result(image, result, class_names, colors, legend=False) for result in results]
-        cells.append([resize_to_width(cell, cell_width) for cell in (Image.fromarray(np.asarray(image)), *drawn)])
+        cells.append([fit_cell(cell, cell_width) for cell in (Image.fromarray(np.asarray(image)), *drawn)])
         classes.update(*(_objects(result, class_names, _MIN_SCORE)[1] for result in results))
     return image_grid(cells, titles, [(class_names[label], colors[label]) for label in sorted(classes)], cell_width)
 

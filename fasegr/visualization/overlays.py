@@ -18,11 +18,12 @@ from fasegr.visualization.figure_layout import (
     Style,
     concat,
     draw_rounded_box,
+    fit_cell,
     image_grid,
     legend,
-    resize_to_width,
     with_caption,
 )
+from fasegr.visualization.fonts import drawable_names
 
 __all__ = ["as_colors", "color_map", "overlay", "palette", "side_by_side"]
 
@@ -37,6 +38,7 @@ _FIRST_COLORS = (
 )  # fmt: skip
 _UNLABELLED = (224, 227, 231)
 _READABLE = 384  # pixels of the shorter side, about, from which on class names are legible and leave something to see
+_LONGEST = 4 * _READABLE  # pixels of the longer side up to which a small image is enlarged
 _SEARCH_SIZE = 512  # pixels of the longer side of the map on which positions of names are searched
 
 
@@ -98,7 +100,8 @@ def overlay(
         raise ValueError(f"alpha is {alpha}; it must be between 0 (image only) and 1 (colours only)")
     image = _as_image(image)
     labels, colors = _as_labels(labels, image), as_colors(colors, len(class_names))
-    scale = max(1, round(_READABLE / min(image.size)))
+    class_names = drawable_names(class_names)
+    scale = max(1, min(round(_READABLE / min(image.size)), _LONGEST // max(image.size)))
     if scale > 1:
         image = image.resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC)
         labels = labels.repeat(scale, 0).repeat(scale, 1)
@@ -107,7 +110,7 @@ def overlay(
     _write_names(painted, labels, class_names, style)
     if entries is None:
         entries = [(class_names[c], colors[c]) for c in _present_classes(labels, len(class_names))]
-    return concat([painted, legend(entries, painted.width, style)])
+    return concat([painted, legend(entries, max(painted.width, min(_READABLE, painted.height)), style)])
 
 
 def side_by_side(
@@ -128,6 +131,7 @@ def side_by_side(
     cell_width: of each image in pixels. Returns an RGB image.
     """
     colors, present, has_unlabelled = as_colors(colors, len(class_names)), set(), False
+    class_names = drawable_names(class_names)
     lines = []
     for image, *maps in rows:
         if len(maps) != len(titles) - 1:
@@ -135,12 +139,12 @@ def side_by_side(
                 f"a row has {len(maps) + 1} images; with the titles {tuple(titles)} it needs {len(titles)}"
             )
         image = _as_image(image)
-        cells = [resize_to_width(image, cell_width)]
+        cells = [fit_cell(image, cell_width)]
         for labels in maps:
             labels = _as_labels(labels, image)
             present.update(_present_classes(labels, len(class_names)))
             has_unlabelled |= bool((labels == ignore_label).any())
-            cells.append(resize_to_width(color_map(labels, colors), cell_width, smooth=False))
+            cells.append(fit_cell(color_map(labels, colors), cell_width, smooth=False))
         lines.append(cells)
     if not lines:
         raise ValueError("there are no rows to show; give at least one of (image, ground truth, prediction)")
@@ -205,6 +209,8 @@ def _write_names(image: Image.Image, labels: np.ndarray, class_names: Sequence[s
     draw = ImageDraw.Draw(image)
     boxes: list[tuple[int, int, int, int]] = []
     for _, _, (y, x), name, width in sorted(candidates):
+        if width > image.width or height > image.height:
+            continue  # the legend has it
         left = min(max(round(x - width / 2), 1), max(image.width - width - 1, 0))
         top = min(max(round(y - height / 2), 1), max(image.height - height - 1, 0))
         box = (left, top, left + width, top + height)
@@ -212,7 +218,7 @@ def _write_names(image: Image.Image, labels: np.ndarray, class_names: Sequence[s
             continue
         boxes.append(box)
         draw_rounded_box(image, box, TEXT_COLOR, opacity=0.65)
-        draw.text((left + width / 2, top + height / 2), name, fill=BACKGROUND, font=style.font, anchor="mm")
+        draw.text((left + width / 2, top + height / 2), name, fill=BACKGROUND, font=style.font(name), anchor="mm")
 
 
 def _name_positions(mask: np.ndarray, height: int, width: int) -> list[tuple[int, int, tuple[float, float]]]:
