@@ -326,6 +326,7 @@ KEYS: dict[str, Allowed] = {
     "SPEED.THREADS": integer(0, 1024, "; 0 is torch's default"),
     "SPEED.COMPILE": FLAG,
     "SPEED.DETERMINISTIC": FLAG,
+    "SPEED.DTYPE": one_of("float32", "bfloat16", "float16"),
 }
 
 # Sections that only one backbone reads. With another one they are not checked.

@@ -168,6 +168,9 @@ def adapt_to_machine(cfg, num_gpus: int, started: bool = False) -> list[str]:
         notes.append(
             f"SOLVER.AMP.DTYPE float16 is for NVIDIA GPUs; on {where} it is bfloat16 (AMP.ENABLED False: float32)"
         )
+    if on_cpu and cfg.SPEED.DTYPE == "float16":
+        cfg.SPEED.DTYPE = "bfloat16"
+        notes.append("SPEED.DTYPE float16 is for GPUs; on the CPU it is bfloat16 (float32 is the default)")
     return notes
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fasegr.d2 import configurable
+from fasegr.inference.precision import in_precision
 from fasegr.modeling.meta_arch.semantic_inference import semantic_result
 from fasegr.modeling.row_tiles import elements_per_row, resize_rows, row_tiles, source_rows
 
@@ -16,7 +17,8 @@ __all__ = ["SlidingWindow", "with_sliding_window"]
 
 
 def with_sliding_window(cfg, model: nn.Module) -> nn.Module:
-    """`model`, in a `SlidingWindow` if TEST.SLIDING_WINDOW.ENABLED."""
+    """`model` in the precision of SPEED.DTYPE, in a `SlidingWindow` if TEST.SLIDING_WINDOW.ENABLED."""
+    model = in_precision(cfg, model)
     return SlidingWindow(cfg, model) if cfg.TEST.SLIDING_WINDOW.ENABLED else model
 
 

@@ -179,7 +179,7 @@ def test_torchrun_starts_again(training: Training, two_expected, tmp_path, i):
 @in_full
 def test_torchrun_ends_with_a_rank(training: Training, two_expected, tmp_path):
     process = training.torchrun(tmp_path)
-    wait_until(lambda: newest_checkpoint(tmp_path) >= 3 and children(process.pid))
+    wait_until(lambda: newest_checkpoint(tmp_path) >= 3 and children(process.pid), 120)
     os.kill(children(process.pid)[0], signal.SIGKILL)
     output = process.communicate(timeout=60)[0]
     assert process.returncode, output

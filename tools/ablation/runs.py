@@ -34,7 +34,14 @@ __all__ = [
 ]
 
 # Keys and sections that do not change what a run computes.
-NOT_IDENTITY = ("OUTPUT_DIR", "MODEL.DEVICE", "VIS_PERIOD", "DATALOADER.NUM_WORKERS", "INPUT.CACHE", "SPEED.")
+NOT_IDENTITY = (
+    "OUTPUT_DIR",
+    "MODEL.DEVICE",
+    "VIS_PERIOD",
+    "DATALOADER.NUM_WORKERS",
+    "INPUT.CACHE",
+    *(f"SPEED.{name}" for name in ("TUNED_ALLOCATOR", "THREADS", "COMPILE", "DETERMINISTIC")),
+)
 
 METRICS_TAIL = 1 << 18  # bytes read from the end of metrics.json, far more than the last evaluation has
 

@@ -85,6 +85,7 @@ class FASeg(nn.Module):
         self.max_instances = max_instances
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean, dtype=torch.float32).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std, dtype=torch.float32).view(-1, 1, 1), False)
+        self.dtype: torch.dtype | None = None  # in which backbone and head compute, where it is not that of images
         self.memory_format = torch.contiguous_format
         if channels_last:
             self.memory_format = torch.channels_last
@@ -177,7 +178,11 @@ class FASeg(nn.Module):
 
     def _predictions(self, batched_inputs: list[dict]) -> list[ImagePrediction]:
         images, sizes = self._batch([sample["image"] for sample in batched_inputs])
+        if self.dtype is not None:
+            images = images.to(self.dtype)
         outputs = self.sem_seg_head(self.backbone(images))
+        if self.dtype is not None:  # scores are compared with one another, in float32
+            outputs = {name: output.float() for name, output in outputs.items() if isinstance(output, Tensor)}
         padded_size = tuple(images.shape[-2:])
         return [
             ImagePrediction(
