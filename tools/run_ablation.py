@@ -141,10 +141,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(1)
 
 
+def _cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def run_here(runs: Sequence[Run], args: argparse.Namespace) -> list[Failure]:
     slots = gpu_slots(args.gpus_per_run)
     jobs = args.jobs or max(1, len(slots))
-    threads = args.threads or max(1, (os.cpu_count() or 1) // jobs)
+    threads = args.threads or max(1, _cores() // jobs)
     done, total = sum(map(iterations_done, runs)), sum(run.max_iter for run in runs)
     with tqdm(total=total, initial=done, unit="it", smoothing=0, dynamic_ncols=True, disable=None) as bar:
         return execute(runs, jobs=jobs, gpus=slots, threads=threads, bar=bar, log=tqdm.write)
