@@ -376,7 +376,7 @@ table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-n
 caption { text-align: left; color: var(--soft); padding: .7rem .9rem .2rem; font-size: .86rem; }
 th, td { padding: .42rem .9rem; text-align: left; border-top: 1px solid var(--line); vertical-align: middle; }
 thead th { border-top: 0; border-bottom: 1px solid var(--line); padding: 0; white-space: nowrap; }
-tbody th { font-weight: 560; }
+tbody th { font-weight: 560; min-width: 9.5rem; }
 thead button {
   all: unset; box-sizing: border-box; width: 100%; padding: .6rem .9rem; cursor: pointer; color: var(--soft);
   font-size: .82rem; font-weight: 600;

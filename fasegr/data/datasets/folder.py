@@ -7,7 +7,6 @@ import logging
 import re
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from fasegr.data.datasets.root import where_datasets_are
 from fasegr.data.image_io import BadFile, check_label_size, image_header, reading
 
 __all__ = [
+    "BadFiles",
     "ClassList",
     "find_pairs",
     "load_folder",
@@ -34,6 +34,15 @@ LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".webp")
 _LOSSY_SUFFIXES = (".jpg", ".jpeg", ".jp2")
 _CLASS_LINE = re.compile(r"(.*?\S)\s*[,\t]\s*([0-9]{1,3})[\s,]+([0-9]{1,3})[\s,]+([0-9]{1,3})")
 _LONGEST_LINE = 200  # the expression would take minutes for a long one of commas
+
+
+class BadFiles(BadFile):
+    """Files of a dataset that cannot be used. problems: (file, why) of each. records: of the other images."""
+
+    def __init__(self, problems: list[tuple[str, str]], records: list[dict]):
+        more = f" (and {len(problems) - 1} more: tools/inspect_dataset.py lists all)" if len(problems) > 1 else ""
+        super().__init__(problems[0][1] + more)
+        self.problems, self.records = problems, records
 
 
 class ClassList(NamedTuple):
@@ -188,10 +197,21 @@ def read_records(pairs: list[tuple[Path, Path | None]], label_map: LabelMap | No
     """detectron2's records of images and their label maps (or None), from the headers of the files.
 
     Each is {"file_name", "sem_seg_file_name", "height", "width"}, with "label_map" if the files need one. Raises
-    BadFile for a file that cannot be read, or a label map of another size than its image.
+    BadFiles for files that cannot be read, and label maps of another size than their images.
     """
+
+    def read(pair: tuple[Path, Path | None]) -> tuple[dict, bool] | tuple[str, str]:
+        try:
+            return _record(pair, label_map)
+        except (BadFile, FileNotFoundError) as error:
+            return str(pair[0]), str(error)
+
     with ThreadPoolExecutor(8) as pool:  # waits for the disk, not for the processor
-        records, unseen = zip(*pool.map(partial(_record, label_map=label_map), pairs, chunksize=64), strict=True)
+        found = list(pool.map(read, pairs, chunksize=64))
+    problems = [entry for entry in found if isinstance(entry[0], str)]
+    if problems:
+        raise BadFiles(problems, [entry[0] for entry in found if not isinstance(entry[0], str)])
+    records, unseen = zip(*found, strict=True)
     turned = [record["file_name"] for record, is_turned in zip(records, unseen, strict=True) if is_turned]
     if turned and reading().use_exif:
         logger.warning(
