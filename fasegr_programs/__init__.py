@@ -37,6 +37,7 @@ COMMANDS = {
     "train": Command("train_net", "run", "train a model, on one CPU or many GPUs"),
     "eval": Command("train_net", "run", "score a model on DATASETS.TEST", ("--eval-only",)),
     "predict": Command("demo.demo", "main", "draw the predictions of a model over pictures"),
+    "inspect": Command("tools.inspect_dataset", "main", "look at a dataset before training: a page of what is in it"),
     "attention": Command("tools.visualize_attention", "main", "draw where the queries of a model look"),
     "compare": Command("tools.compare_predictions", "main", "draw the predictions of several models side by side"),
     "ablation": Command("tools.run_ablation", "main", "train the rows of the paper's tables and compare them"),

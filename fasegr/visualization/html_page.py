@@ -399,7 +399,7 @@ tbody tr:hover { background: color-mix(in srgb, var(--accent) 5%, transparent); 
 figure { margin: 1rem 0; }
 figure img { display: block; max-width: 100%; height: auto; border-radius: 8px; }
 figure.plot { overflow-x: auto; }
-figure.plot svg { display: block; max-width: 100%; height: auto; color: var(--ink); }
+figure.plot svg { display: block; min-width: 32rem; max-width: 100%; height: auto; color: var(--ink); }
 figure.plot text { fill: currentColor; font-family: inherit !important; }
 figcaption { color: var(--soft); font-size: .86rem; margin-top: .4rem; overflow-wrap: anywhere; }
 .gallery {
