@@ -21,6 +21,7 @@ from fasegr.config.released import with_our_names
 from fasegr.config.validate import KEYS, shown, validate
 from fasegr.config.yaml_loader import load_mapping
 from fasegr.d2 import CfgNode, get_cfg
+from fasegr.utils.gpu import no_gpu_reason, unusable_gpu
 from fasegr.utils.nested import flatten, lookup
 
 __all__ = ["load_cfg", "read_yaml"]
@@ -35,7 +36,7 @@ def load_cfg(path: str | os.PathLike, opts: Sequence[Any] = ()) -> CfgNode:
 
     path: a file, or the name of a packaged config, such as quickstart/faseg_scenes.yaml; files go first.
     MODEL.DEVICE becomes the CPU if no GPU is available. Raises FileNotFoundError for a missing file and ValueError for
-    anything wrong in it or in `opts`.
+    anything wrong in it or in `opts`, and for a GPU that this torch has no kernels for.
     """
     if len(opts) % 2:
         raise ValueError(f"options come in pairs KEY VALUE; {opts[-1]!r} has no value in {' '.join(map(str, opts))}")
@@ -50,11 +51,25 @@ def load_cfg(path: str | os.PathLike, opts: Sequence[Any] = ()) -> CfgNode:
     if unread:
         logger.warning("Keys of detectron2 that mean nothing here and have no effect: %s", ", ".join(unread))
     scale_to_batch(cfg, explicit=options)
-    is_there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
-    if not is_there[cfg.MODEL.DEVICE.partition(":")[0]]():
-        logger.warning("MODEL.DEVICE is %s, but no such GPU is available; using the CPU", cfg.MODEL.DEVICE)
-        cfg.MODEL.DEVICE = "cpu"
+    _check_device(cfg)
     return cfg
+
+
+def _check_device(cfg: CfgNode) -> None:
+    """Takes the CPU where there is no GPU. Raises ValueError for one that this torch cannot use."""
+    name = cfg.MODEL.DEVICE
+    device = torch.device(name)
+    is_there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
+    if not is_there[device.type]():
+        reason = no_gpu_reason() if device.type == "cuda" else ""
+        note = "MODEL.DEVICE is %s, but no such GPU is available; using the CPU%s"
+        logger.warning(note, name, f". {reason}" if reason else "")
+        cfg.MODEL.DEVICE = "cpu"
+    elif device.type == "cuda":
+        if device.index is not None and device.index >= torch.cuda.device_count():
+            raise ValueError(f"MODEL.DEVICE is {name}; GPUs count from 0, and there are {torch.cuda.device_count()}")
+        if problem := unusable_gpu(device.index):
+            raise ValueError(f"MODEL.DEVICE is {name}, but {problem}")
 
 
 def read_yaml(path: str | os.PathLike) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from fasegr.engine.process_settings import be_deterministic, quiet_warnings, tun
 from fasegr.engine.seed import draw_seed
 from fasegr.engine.slurm import Task, slurm_task
 from fasegr.engine.watch import lost_process, watching
+from fasegr.utils.gpu import bfloat16_problem
 
 __all__ = ["adapt_to_machine", "launch", "readable_errors", "warnings_for_the_log"]
 
@@ -171,6 +172,10 @@ def adapt_to_machine(cfg, num_gpus: int, started: bool = False) -> list[str]:
     if on_cpu and cfg.SPEED.DTYPE == "float16":
         cfg.SPEED.DTYPE = "bfloat16"
         notes.append("SPEED.DTYPE float16 is for GPUs; on the CPU it is bfloat16 (float32 is the default)")
+    on_gpu, amp = cfg.MODEL.DEVICE.startswith("cuda"), cfg.SOLVER.AMP
+    if on_gpu and amp.ENABLED and amp.DTYPE == "bfloat16":
+        problem = bfloat16_problem(torch.device(cfg.MODEL.DEVICE).index)
+        notes += [f"SOLVER.AMP.DTYPE is bfloat16, but {problem}"] if problem else []
     return notes
 
 

@@ -42,6 +42,8 @@ class NoWaiting(TorchDispatchMode):
 @pytest.fixture
 def on_fake_gpu(monkeypatch):
     """Tensors without values, as if every kernel existed."""
+    if not torch.cuda.is_available() and not hasattr(torch._C, "_ensureCUDADeviceGuardSet"):
+        pytest.skip(f"torch {torch.__version__} computes with fake tensors of a GPU only where there is one")
     monkeypatch.setattr(triton_deformable_attention, "has_triton", lambda index, dtype: True)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
     monkeypatch.setattr(torch.nn.Module, "to", lambda self, *where, **how: self)  # created there; these cannot be moved
