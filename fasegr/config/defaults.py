@@ -22,6 +22,8 @@ def add_fasegr_config(cfg: CN) -> None:
     cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES = ["res2", "res3", "res4", "res5"]
     cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM = 256
     cfg.INPUT.FORMAT = "RGB"
+    cfg.CUDNN_BENCHMARK = True                     # in training with crops of one size (programs only)
+    cfg.FLOAT32_PRECISION = "high"                 # GPU: products in TF32, as convolutions are; "highest": neither
     cfg.SOLVER.BASE_LR = 0.0001
     cfg.SOLVER.WEIGHT_DECAY = 0.05
     cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupPolyLR"

@@ -109,7 +109,14 @@ def _named(path: str | Path, problem: str, remedy: str) -> Iterator[None]:
         pixels = re.search(r"\d+", str(error))
         raise BadFile(_too_large(path, pixels[0] if pixels else "too many")) from error
     except _READERS_RAISE as error:
+        if _is_of_a_worker(error):
+            raise
         raise BadFile(f"{path}: {problem} ({str(error) or type(error).__name__}); {remedy}") from error
+
+
+def _is_of_a_worker(error: BaseException) -> bool:
+    """Whether torch has raised it in the middle of reading, because a data worker was killed: no fault of the file."""
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
 
 
 def _too_large(path: str | Path, pixels: str) -> str:
@@ -142,7 +149,9 @@ def decode(image: Image.Image, path: str | Path) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     try:
         return Image.Image.getexif(image).get(_ORIENTATION, 1)  # that of a PNG would decode it
-    except _READERS_RAISE:
+    except _READERS_RAISE as error:
+        if _is_of_a_worker(error):
+            raise
         return 1  # damaged EXIF says nothing about the pixels; the image is assumed to be upright
 
 

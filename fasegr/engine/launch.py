@@ -1,6 +1,7 @@
 """How a command-line program starts (devices, processes, logs) and how it ends (messages, exit codes)."""
 
 import argparse
+import atexit
 import gc
 import logging
 import multiprocessing
@@ -21,6 +22,7 @@ from torch.multiprocessing import ProcessExitedException
 
 from fasegr.d2 import RUNTIME, comm, default_argument_parser, default_setup, setup_logger
 from fasegr.d2 import launch as spawn
+from fasegr.data.dataset_mappers import TRAINING_MAPPERS
 from fasegr.engine.interruption import SIGNALS, Interrupted
 from fasegr.engine.output_lock import locked
 from fasegr.engine.process_settings import be_deterministic, quiet_warnings, tune_process
@@ -272,13 +274,22 @@ def _setup(args: argparse.Namespace, cfg, notes: list[str]) -> None:
     cfg.freeze()
     logging.Handler.handleError = _log_failed
     default_setup(cfg, args)
+    if not _has_one_size(cfg) or cfg.SPEED.DETERMINISTIC:
+        torch.backends.cudnn.benchmark = False  # which default_setup has set as CUDNN_BENCHMARK says
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="fasegr")
     logger.info("Runtime %s, device %s, %d process(es)", RUNTIME, cfg.MODEL.DEVICE, comm.get_world_size())
     for note in notes:
         logger.warning(note)
 
 
+def _has_one_size(cfg) -> bool:
+    """Whether all training samples have; cuDNN would time its algorithms for every other size."""
+    jitter = TRAINING_MAPPERS[cfg.INPUT.DATASET_MAPPER_NAME][1]
+    return jitter or (cfg.INPUT.CROP.ENABLED and cfg.INPUT.CROP.TYPE == "absolute")
+
+
 _plain_handle_error = logging.Handler.handleError
+_failed_logs: set[str] = set()
 
 
 def _log_failed(handler: logging.Handler, record: logging.LogRecord) -> None:
@@ -286,10 +297,15 @@ def _log_failed(handler: logging.Handler, record: logging.LogRecord) -> None:
     error = sys.exc_info()[1]
     if not isinstance(error, OSError):
         _plain_handle_error(handler, record)
-    elif not getattr(handler, "has_failed", False):
-        handler.has_failed = True
+        return
+    stream = getattr(handler, "stream", None)
+    if hasattr(stream, "close"):
+        atexit.unregister(stream.close)  # detectron2's way of closing a log, which prints a traceback, too
+    name = getattr(handler, "baseFilename", None) or getattr(stream, "name", "")
+    if name not in _failed_logs:  # detectron2 has a handler for each logger, and one file
+        _failed_logs.add(name)
         with suppress(OSError):
-            print(f"the log {getattr(handler, 'baseFilename', '')} cannot be written: {error}", file=sys.stderr)
+            print(f"the log {name} cannot be written: {error}", file=sys.stderr)
 
 
 def _restarted_by() -> str | None:

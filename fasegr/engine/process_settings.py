@@ -5,10 +5,12 @@ import logging
 import os
 import platform
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
-__all__ = ["be_deterministic", "quiet_warnings", "tune_allocator", "tune_process"]
+__all__ = ["be_deterministic", "quiet_warnings", "sizes_that_vary", "tune_allocator", "tune_process"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +40,16 @@ def tune_allocator() -> bool:
     mallopt = ctypes.CDLL(None).mallopt
     largest = 1 << 30
     return bool(mallopt(M_MMAP_THRESHOLD, largest) and mallopt(M_TRIM_THRESHOLD, largest))
+
+
+@contextmanager
+def sizes_that_vary() -> Iterator[None]:
+    """A block in which cuDNN does not time its algorithms for each size, as CUDNN_BENCHMARK asks for in training."""
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def be_deterministic() -> None:

@@ -22,6 +22,7 @@ from fasegr.engine.lr_scheduler import build_lr_scheduler
 from fasegr.engine.optimizer import build_gradient_clipper, build_optimizer
 from fasegr.engine.output_lock import locked
 from fasegr.engine.pictures import Pictures
+from fasegr.engine.process_settings import sizes_that_vary
 from fasegr.engine.seed import draw_seed, seed_all
 from fasegr.engine.train_step import NonFiniteLoss, TrainStep
 from fasegr.engine.watch import tell
@@ -123,7 +124,8 @@ class Trainer(DefaultTrainer):
     def test(cls, cfg, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None) -> dict:
         """Results of `model` on DATASETS.TEST, through sliding windows if TEST.SLIDING_WINDOW is enabled; TEST.REPORT
         writes OUTPUT_DIR/inference/report, over that of an earlier evaluation."""
-        results = super().test(cfg, with_sliding_window(cfg, model), evaluators)
+        with sizes_that_vary():
+            results = super().test(cfg, with_sliding_window(cfg, model), evaluators)
         if evaluators is None:
             write_report_pages(cfg)
         return results

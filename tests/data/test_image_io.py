@@ -332,3 +332,17 @@ def test_more_pixels_where_they_are_allowed(tmp_path, configure):
 def test_pillows_own_limit_is_raised(configure):
     configure(max_pixels=400_000_000)
     assert Image.MAX_IMAGE_PIXELS == 400_000_000
+
+
+@pytest.mark.parametrize("step", ["load", "getexif"])
+def test_a_data_worker_that_is_killed_while_an_image_is_read_is_no_damage(tmp_path, monkeypatch, step):
+    """torch raises it in a handler of signals, wherever the program is."""
+
+    def die(self, *args):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    Image.fromarray(COLOUR).save(tmp_path / "a.jpg")
+    monkeypatch.setattr(ImageFile.ImageFile if step == "load" else Image.Image, step, die)
+    with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid 7\)") as error:
+        read_image(tmp_path / "a.jpg")
+    assert not isinstance(error.value, BadFile)

@@ -217,6 +217,28 @@ def test_deterministic_is_a_key(tmp_path, monkeypatch, wanted):
     assert called == ["be_deterministic"] * wanted + ["main"]
 
 
+@pytest.mark.parametrize(
+    ("changes", "timed"),
+    [
+        (("INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "absolute"), True),
+        (("INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "absolute", "CUDNN_BENCHMARK", False), False),
+        (("INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "absolute", "SPEED.DETERMINISTIC", True), False),
+        (("INPUT.CROP.ENABLED", False), False),
+        (("INPUT.CROP.ENABLED", False, "INPUT.DATASET_MAPPER_NAME", "coco_panoptic_lsj"), True),
+    ],
+)
+def test_cudnn_times_its_algorithms_for_one_size_only(tmp_path, monkeypatch, changes, timed):
+    seen = []
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setattr("fasegr.engine.launch.be_deterministic", lambda: None)
+    launch(
+        lambda args, cfg: seen.append(torch.backends.cudnn.benchmark),
+        arguments(),
+        make_cfg("OUTPUT_DIR", str(tmp_path), *changes),
+    )
+    assert seen == [timed]
+
+
 def fail_in_process_one(args, cfg):
     if int(os.environ.get("RANK", torch.distributed.get_rank())) == 1:
         raise ValueError("the labels are wrong")

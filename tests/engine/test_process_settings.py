@@ -68,6 +68,14 @@ def test_deterministic(monkeypatch):
         torch.backends.cuda.enable_cudnn_sdp(True)
 
 
+def test_evaluation_does_not_time_every_size(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    with pytest.raises(KeyError), process_settings.sizes_that_vary():
+        assert not torch.backends.cudnn.benchmark
+        raise KeyError
+    assert torch.backends.cudnn.benchmark
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc's allocator")
 def test_freed_memory_stays_with_the_process():
     plain, tuned = page_faults("plain"), page_faults("tuned")
