@@ -292,6 +292,8 @@ def _sizes(cfg: CfgNode, train: Sequence[Split]):
     scale = scale_in_training(cfg, sizes)
     given = cfg.INPUT
     areas = sum(split.areas for split in train).sum(0)
+    specks = math.ceil(4 * math.log2(CELL))
+    areas[:specks] = 0  # most of them are crumbs of the drawing, and no size would keep them
     if areas.sum():
         edge = CELL / scale**2  # pixels of the file that become one cell
         lost = areas[: max(0, math.ceil(4 * math.log2(max(edge, 1))))].sum() / areas.sum()

@@ -206,11 +206,11 @@ def _repeats(cfg: CfgNode, counts: ClassCounts) -> np.ndarray:
     repeats = repeat_factors(counts, cfg.DATALOADER.REPEAT_THRESHOLD)
     images = counts.pixels.shape[0]
     rare = np.flatnonzero((counts.images > 0) & (counts.images < cfg.DATALOADER.REPEAT_THRESHOLD * images))
-    names = class_names(cfg)
+    rare, names = rare[np.argsort(counts.images[rare], kind="stable")], class_names(cfg)
     logging.getLogger(__name__).info(
         "RepeatFactorTrainingSampler: an epoch has %.0f samples of %d images. Classes in fewer than %g of them: %s",
         *(repeats.sum(), images, cfg.DATALOADER.REPEAT_THRESHOLD),
-        ", ".join(f"{names[c]} ({counts.images[c]} images)" for c in rare) or "none, so no image is repeated",
+        ", ".join(f"{names[c]} ({counts.images[c]} images)" for c in rare[:8]) or "none, so no image is repeated",
     )
     return repeats
 
