@@ -45,6 +45,7 @@ setup(
         "scipy",
         "pillow",
         "matplotlib",
+        "contourpy",
         "markupsafe",
         "fvcore>=0.1.5,<0.1.6",
         "iopath>=0.1.9,<0.1.10",

@@ -5,6 +5,8 @@ python demo/demo.py --config-file CONFIG --input street.jpg holiday/ 'shots/*.pn
     --opts MODEL.WEIGHTS model.pth
 
 For each image, OUTPUT gets NAME_overlay.png and, with --labels, NAME_labels.png, whose values are class indices.
+--save coco cvat labelme png confidence writes the predictions for labelling tools, to coco.json, cvat.xml, labelme/,
+png/ and confidence/ in OUTPUT.
 Files that fail are listed at the end; the others are done. Exit code: 0, 1 if a file failed, 2 if nothing was done.
 """
 
@@ -26,13 +28,15 @@ import torch
 from tqdm import tqdm
 
 from fasegr import Predictor, load_cfg
-from fasegr.d2 import setup_logger
+from fasegr.d2 import MetadataCatalog, setup_logger
 from fasegr.data.datasets.image_files import IMAGE_SUFFIXES, find_files
 from fasegr.data.image_io import open_image
 from fasegr.engine.launch import readable_errors
 from fasegr.engine.process_settings import tune_process
 from fasegr.evaluation.labels import predicted_labels
 from fasegr.evaluation.prediction_files import label_file_names, write_label_png
+from fasegr.evaluation.prediction_writer import FORMATS, PredictionFiles, categories_of
+from fasegr.visualization.objects import class_list
 
 # Errors of a single file: damaged, missing, not an image, too large.
 FILE_ERRORS = (OSError, ValueError, MemoryError, torch.OutOfMemoryError)
@@ -48,6 +52,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the results")
     parser.add_argument("--labels", action="store_true", help="also write class indices, as grey PNGs")
+    parser.add_argument(
+        "--save", nargs="+", default=[], choices=FORMATS, metavar="FORMAT", help=f"also write {', '.join(FORMATS)}"
+    )
     parser.add_argument(
         "--min-score", type=float, default=0.5, help="draw instances of at least this score (0 to 1, default: 0.5)"
     )
@@ -112,10 +119,16 @@ def output_files(images: list[Path], output: str, labels: bool) -> dict[Path, tu
 
 
 def run(
-    predictor: Predictor, targets: dict[Path, tuple[Path, Path]], labels: bool, alpha: float, min_score: float
+    predictor: Predictor,
+    targets: dict[Path, tuple[Path, Path]],
+    labels: bool,
+    alpha: float,
+    min_score: float,
+    saved: PredictionFiles | None = None,
 ) -> dict[Path, str]:
-    """Process all images. Returns the error messages of those that failed."""
-    failed = {}
+    """Process all images. saved: other files to write. Returns the error messages of those that failed."""
+    failed, entries = {}, []
+    names = label_file_names(map(str, targets))
     with tqdm(targets.items(), unit="image", dynamic_ncols=True) as progress:
         for file, (overlay, label_map) in progress:
             progress.set_postfix_str(file.name)
@@ -126,10 +139,24 @@ def run(
                 predictor.draw(image, result, alpha, min_score).save(overlay)
                 if labels:
                     write_label_png(predicted_labels(result).cpu().numpy(), label_map, len(predictor.class_names))
+                if saved is not None:
+                    entries.append(saved.add(str(file), names[str(file)], result))
             except FILE_ERRORS as error:
                 failed[file] = str(error) if str(file) in str(error) else f"{file}: {error}"
                 progress.write(f"failed: {file}", file=sys.stderr)
+    if saved is not None:
+        saved.finish(entries)
     return failed
+
+
+def saved_files(args: argparse.Namespace, cfg, predictor: Predictor) -> PredictionFiles | None:
+    """What --save writes. The ids in COCO's files are those of the first test dataset, or count from 1."""
+    if not args.save:
+        return None
+    metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0]) if cfg.DATASETS.TEST else {}
+    if class_list(metadata)[0] is None:
+        metadata = {"stuff_classes": predictor.class_names}
+    return PredictionFiles(args.output, args.save, categories_of(metadata, lambda number: predictor.colors))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -137,7 +164,8 @@ def main(argv: list[str] | None = None) -> int:
     with readable_errors():
         setup_logger(name="fasegr")
         targets = output_files(find_images(args.input, args.output), args.output, args.labels)
-        cfg = load_cfg(args.config_file, args.opts)
+        save = ["TEST.SAVE_PREDICTIONS", str(args.save)] if args.save else []
+        cfg = load_cfg(args.config_file, [*args.opts, *save])
         tune_process(tuned_allocator=cfg.SPEED.TUNED_ALLOCATOR, threads=cfg.SPEED.THREADS)
         if args.labels and not cfg.MODEL.MASK_FORMER.TEST.SEMANTIC_ON:
             raise ValueError(
@@ -145,7 +173,8 @@ def main(argv: list[str] | None = None) -> int:
                 "(MODEL.MASK_FORMER.TEST.SEMANTIC_ON is False); set it True or leave --labels out"
             )
         predictor = Predictor(cfg)
-    failed = run(predictor, targets, args.labels, args.alpha, args.min_score)
+        saved = saved_files(args, cfg, predictor)
+    failed = run(predictor, targets, args.labels, args.alpha, args.min_score, saved)
     print(f"{len(targets) - len(failed)} of {len(targets)} images done; the results are in {args.output}")
     if failed:
         print("Failed:", *(f"  {message}" for message in failed.values()), sep="\n", file=sys.stderr)

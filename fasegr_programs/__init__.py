@@ -40,6 +40,9 @@ COMMANDS = {
     "inspect": Command("tools.inspect_dataset", "main", "look at a dataset before training: a page of what is in it"),
     "attention": Command("tools.visualize_attention", "main", "draw where the queries of a model look"),
     "compare": Command("tools.compare_predictions", "main", "draw the predictions of several models side by side"),
+    "report": Command(
+        "tools.evaluate_report", "main", "write a page on how good a model is, or on which of two is better"
+    ),
     "ablation": Command("tools.run_ablation", "main", "train the rows of the paper's tables and compare them"),
 }
 

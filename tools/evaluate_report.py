@@ -18,6 +18,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
 
+import omp_policy  # noqa: F401 (before torch)
+
+# isort: split
+
 import train_net
 from fasegr.engine.launch import readable_errors
 from fasegr.evaluation.report import compare_reports, read_report, write_comparison

@@ -178,6 +178,7 @@ def add_fasegr_config(cfg: CN) -> None:
     cfg.TEST.SAVE_LABELS = False                   # predictions as label PNGs in OUTPUT_DIR/inference
     cfg.TEST.SAVE_SUBMISSION = False               # in the format of the benchmark's server (ADE20K, Cityscapes)
     cfg.TEST.SAVE_JSON = False                     # as detectron2's sem_seg_predictions.json
+    cfg.TEST.SAVE_PREDICTIONS = []                 # any of coco, cvat, labelme, png, confidence: prediction_writer.py
     cfg.TEST.BOUNDARY_IOU = True
     cfg.TEST.REPORT = False                        # a page on the evaluation in OUTPUT_DIR/inference/report
     cfg.TEST.AUG.FROM_ORIGINAL = False             # resize the original image, not the one already resized for testing

@@ -308,6 +308,7 @@ KEYS: dict[str, Allowed] = {
     "TEST.SAVE_LABELS": FLAG,
     "TEST.SAVE_SUBMISSION": FLAG,
     "TEST.SAVE_JSON": FLAG,
+    "TEST.SAVE_PREDICTIONS": several(one_of("coco", "cvat", "labelme", "png", "confidence"), 0, 5),
     "TEST.BOUNDARY_IOU": FLAG,
     "TEST.REPORT": FLAG,
     "TEST.AUG.ENABLED": FLAG,
@@ -504,6 +505,16 @@ RULES: list[tuple[Sequence[str], Callable[..., Any], str]] = [
         ["TEST.REPORT", RESULTS[0]],
         lambda report, semantic: report and not semantic,
         "the report is about the class of each pixel; set SEMANTIC_ON True, or REPORT False",
+    ),
+    (
+        ["TEST.SAVE_PREDICTIONS", RESULTS[0]],
+        lambda formats, semantic: not semantic and {"png", "confidence"} & set(formats),
+        "png and confidence are of the classes of pixels; set SEMANTIC_ON True or leave them out",
+    ),
+    (
+        ["TEST.SAVE_PREDICTIONS", FORMER + "TEST.SEMANTIC_OUTPUT"],
+        lambda formats, output: output == "labels" and "confidence" in formats,
+        "confidence is computed from scores; set SEMANTIC_OUTPUT scores or leave it out",
     ),
     (
         ["TEST.AUG.ENABLED", RESULTS[0]],

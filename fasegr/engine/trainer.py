@@ -14,7 +14,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.nn.parallel import DistributedDataParallel
 
 from fasegr.checkpoint import Checkpointer
-from fasegr.d2 import DatasetEvaluator, DefaultTrainer, EventStorage, HookBase, build_model, comm
+from fasegr.d2 import DatasetEvaluator, DatasetEvaluators, DefaultTrainer, EventStorage, HookBase, build_model, comm
 from fasegr.data.build import TrainingSampler, build_test_loader, build_train_loader, with_class_weights
 from fasegr.engine.hooks import BestCheckpoint, Checkpoints, Evaluation, LearningRate, Metrics, Progress
 from fasegr.engine.interruption import Interrupted, Interruption
@@ -27,9 +27,11 @@ from fasegr.engine.seed import draw_seed, seed_all
 from fasegr.engine.train_step import NonFiniteLoss, TrainStep
 from fasegr.engine.watch import tell
 from fasegr.evaluation import build_evaluator, inference_dir, main_score
+from fasegr.evaluation.prediction_writer import PredictionWriter
 from fasegr.inference.sliding_window import with_sliding_window
 from fasegr.inference.test_time_augmentation import SemanticSegmentorWithTTA, tta_cfg
 from fasegr.utils.files import remove_partial, replacing
+from fasegr.visualization.overlays import palette
 from fasegr.visualization.report_page import write_report_page
 
 __all__ = ["Trainer"]
@@ -118,7 +120,13 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name: str, output_dir: str | None = None) -> DatasetEvaluator:
-        return build_evaluator(cfg, dataset_name, output_dir)
+        """The evaluator of a dataset; with TEST.SAVE_PREDICTIONS, predictions are written too."""
+        evaluator = build_evaluator(cfg, dataset_name, output_dir)
+        if not cfg.TEST.SAVE_PREDICTIONS:
+            return evaluator
+        folder = os.path.join(output_dir or inference_dir(cfg, dataset_name), "predictions")
+        writer = PredictionWriter(dataset_name, folder, cfg.TEST.SAVE_PREDICTIONS, palette)
+        return DatasetEvaluators([evaluator, writer])
 
     @classmethod
     def test(cls, cfg, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None) -> dict:

@@ -8,7 +8,7 @@ import os
 from fasegr.d2 import DatasetEvaluator, DatasetEvaluators, MetadataCatalog
 from fasegr.evaluation.cityscapes import CityscapesEvaluator
 from fasegr.evaluation.evaluator import Evaluator
-from fasegr.evaluation.instance import InstanceEvaluator
+from fasegr.evaluation.instance import MAX_DETECTIONS, InstanceEvaluator
 from fasegr.evaluation.panoptic import PanopticEvaluator
 from fasegr.evaluation.sem_seg import SemSegEvaluator
 
@@ -40,15 +40,23 @@ def build_evaluator(cfg, dataset_name: str, output_dir: str | os.PathLike | None
     """
     if output_dir is None:
         output_dir = inference_dir(cfg, dataset_name)
-    options = {"output_dir": output_dir, "save_json": cfg.TEST.SAVE_JSON}
+    options = {
+        "output_dir": output_dir,
+        "save_json": cfg.TEST.SAVE_JSON,
+        "saved_elsewhere": bool(cfg.TEST.SAVE_PREDICTIONS),
+    }
     semantic_options = {
         "save_labels": cfg.TEST.SAVE_LABELS,
         "save_submission": cfg.TEST.SAVE_SUBMISSION,
         "boundary": cfg.TEST.BOUNDARY_IOU,
         "report": {"weights": cfg.MODEL.WEIGHTS, "output_dir": cfg.OUTPUT_DIR} if cfg.TEST.REPORT else None,
     }
+    own_options = {
+        "semantic": semantic_options,
+        "instance": {"max_detections": max(MAX_DETECTIONS, cfg.TEST.DETECTIONS_PER_IMAGE)},
+    }
     evaluators = [
-        evaluator(dataset_name, **options, **(semantic_options if kind == "semantic" else {}))
+        evaluator(dataset_name, **options, **own_options.get(kind, {}))
         for kind, evaluator in _evaluators(cfg, dataset_name).items()
     ]
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)

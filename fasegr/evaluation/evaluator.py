@@ -34,15 +34,18 @@ class Evaluator(DatasetEvaluator):
         distributed: bool = True,
         output_dir: str | os.PathLike | None = None,
         save_json: bool = False,
+        saved_elsewhere: bool = False,
     ):
         """dataset_name: in the catalogs; what its records and metadata must hold, subclasses say.
         distributed: score the images of all processes together, in the main one; otherwise each process scores its own.
         output_dir: folder for predictions. save_json: write them there, in COCO's format of results.
+        saved_elsewhere: whether predictions are saved by something else, so that ground truth is not needed.
         """
         self.dataset_name = dataset_name
         self.distributed = distributed
         self.output_dir = output_dir
         self.save_json = save_json
+        self.saved_elsewhere = saved_elsewhere
         if self._saves_predictions and output_dir is None:
             raise ValueError("predictions are to be saved, but output_dir is None; name a folder")
         self.metadata = MetadataCatalog.get(dataset_name)
@@ -51,7 +54,7 @@ class Evaluator(DatasetEvaluator):
 
     @property
     def _saves_predictions(self) -> bool:
-        return self.save_json
+        return self.save_json or self.saved_elsewhere
 
     @property
     def _is_main(self) -> bool:
@@ -62,7 +65,7 @@ class Evaluator(DatasetEvaluator):
         if not found and not self._saves_predictions:
             raise ValueError(
                 f"{self.dataset_name} has no {missing}, so nothing can be scored; to save the predictions, set "
-                "TEST.SAVE_JSON True (or TEST.SAVE_LABELS or TEST.SAVE_SUBMISSION, for semantic segmentation)"
+                "TEST.SAVE_JSON True (or TEST.SAVE_LABELS, TEST.SAVE_SUBMISSION or TEST.SAVE_PREDICTIONS)"
             )
 
     def reset(self) -> None:

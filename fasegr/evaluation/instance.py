@@ -25,7 +25,7 @@ __all__ = ["InstanceEvaluator"]
 
 logger = logging.getLogger(__name__)
 
-MAX_DETECTIONS = 100  # that COCO's AP takes of an image, the highest scores first
+MAX_DETECTIONS = 100  # of a class that COCO's own AP takes of an image, the highest scores first
 AREAS = ("all", "small", "medium", "large")  # in COCOeval's order
 
 
@@ -35,18 +35,20 @@ class InstanceEvaluator(Evaluator):
     AP is the mean over IoU thresholds 0.5, 0.55, ..., 0.95, AP50 and AP75 are those of one threshold, APs, APm and APl
     those of objects below 32^2, below 96^2 and above pixels, AP-NAME that of a class. A class or size that is not in
     the ground truth has NaN and is in no mean. A model that finds nothing has an AP of 0; detectron2 gives NaN.
+    All count the max_detections highest scores of a class in an image; with more than COCO's 100, AP100 is COCO's AP.
 
     Masks are kept as run-length codes until `evaluate`.
     """
 
     task, json_name = "segm", "coco_instances_results.json"
 
-    def __init__(self, dataset_name: str, **options):
+    def __init__(self, dataset_name: str, *, max_detections: int = MAX_DETECTIONS, **options):
         """dataset_name: its records have image_id, its metadata thing_classes, thing_dataset_id_to_contiguous_id and
         json_file, the annotations in COCO's format. A file without annotations, as for test images, is not scored.
         options: those of `Evaluator`.
         """
         super().__init__(dataset_name, **options)
+        self.max_detections = max_detections
         json_file = self.metadata.get("json_file")
         if json_file is None or not os.path.isfile(json_file):
             raise FileNotFoundError(
@@ -93,19 +95,24 @@ class InstanceEvaluator(Evaluator):
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints as it goes
             evaluation = COCOeval(self._ground_truth, _results(self._ground_truth, predictions), "segm")
             evaluation.params.catIds = [self._dataset_ids[c] for c in self.class_names]
-            evaluation.params.maxDets = [MAX_DETECTIONS]
+            evaluation.params.maxDets = sorted({MAX_DETECTIONS, self.max_detections})
             evaluation.evaluate()
             evaluation.accumulate()
-        precision = evaluation.eval["precision"][..., 0]  # (thresholds, recalls, classes, areas); -1: no ground truth
+        precision = evaluation.eval["precision"]  # (thresholds, recalls, classes, areas, maxDets); -1: no ground truth
         precision = np.where(precision > -1, precision, np.nan)
+        of_100 = precision[..., 0, evaluation.params.maxDets.index(MAX_DETECTIONS)]
+        precision = precision[..., evaluation.params.maxDets.index(self.max_detections)]
         thresholds = evaluation.params.iouThrs
         scores = {"AP": 100 * nanmean(precision[..., 0])}
         for percent in (50, 75):
             scores[f"AP{percent}"] = 100 * nanmean(precision[np.isclose(thresholds, percent / 100), ..., 0])
         scores |= {f"AP{area[0]}": 100 * nanmean(precision[..., i]) for i, area in enumerate(AREAS) if area != "all"}
+        if self.max_detections != MAX_DETECTIONS:
+            scores[f"AP{MAX_DETECTIONS}"] = 100 * nanmean(of_100)
         by_class = {name: 100 * nanmean(precision[:, :, i, 0]) for i, name in enumerate(self.class_names.values())}
         rows = [*by_class.items(), ("mean", scores["AP"])]
-        table = tabulate(rows, headers=["class", "AP"], floatfmt=".2f", tablefmt="pipe")
+        headers = ["class", f"AP (MAX_DETS {self.max_detections})"]
+        table = tabulate(rows, headers=headers, floatfmt=".2f", tablefmt="pipe")
         total = "  ".join(f"{name} {value:.2f}" for name, value in scores.items())
         logger.info(f"{self.dataset_name}, {num_images} images:\n{table}\nmasks: {total}")
         return scores | {f"AP-{name}": value for name, value in by_class.items()}

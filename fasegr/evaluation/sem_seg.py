@@ -96,7 +96,7 @@ class SemSegEvaluator(Evaluator):
 
     @property
     def _saves_predictions(self) -> bool:
-        return self.save_labels or self.save_json or self.save_submission
+        return super()._saves_predictions or self.save_labels or self.save_submission
 
     def reset(self) -> None:
         super().reset()

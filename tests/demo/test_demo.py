@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,37 @@ def photo(path, size=(40, 30), mode="RGB", **options) -> Path:
 
 def files(folder) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file())
+
+
+def test_predictions_for_other_programs(run, tmp_path):
+    photo(tmp_path / "shots" / "ä.jpg")
+    photo(tmp_path / "shots" / "below" / "b.png")
+    formats = ("coco", "cvat", "labelme", "png", "confidence")
+    assert run("--input", "shots", "--output", "out", "--save", *formats) == 0
+    assert files("out") == [
+        "below/b_overlay.png",
+        "coco.json",
+        "confidence/below/b.png",
+        "confidence/ä.png",
+        "cvat.xml",
+        "labelme/below/b.json",
+        "labelme/ä.json",
+        "png/below/b.png",
+        "png/ä.png",
+        "ä_overlay.png",
+    ]
+    assert set(np.unique(Image.open("out/png/ä.png"))) == {0, 1}
+    found = json.loads(Path("out/coco.json").read_text())
+    assert [image["file_name"] for image in found["images"]] == ["below/b.png", "ä.jpg"]
+    assert len(found["annotations"]) == 4
+
+
+def test_formats_that_the_model_cannot_fill_are_refused(run, tmp_path, capsys):
+    photo(tmp_path / "a.png")
+    labels = ("--opts", "MODEL.MASK_FORMER.TEST.SEMANTIC_OUTPUT", "labels")
+    assert run("--input", "a.png", "--output", "out", "--save", "confidence", *labels) == 2
+    assert "confidence is computed from scores" in capsys.readouterr().err
+    assert run("--input", "a.png", "--output", "out", "--save", "yolo") == 2
 
 
 def test_images_folders_and_patterns(run, tmp_path):

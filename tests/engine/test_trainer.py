@@ -57,6 +57,14 @@ def test_the_report_of_a_training_is_that_of_its_last_evaluation(dataset_root, t
     assert "iteration 6" in (folder / "report.html").read_text(encoding="utf-8")
 
 
+def test_predictions_are_written_beside_an_evaluation(dataset_root, tmp_path):
+    run(tiny_cfg(dataset_root, tmp_path, "TEST.SAVE_PREDICTIONS", ["coco", "confidence"], "TEST.EVAL_PERIOD", 0))
+    folder = tmp_path / "inference" / "predictions"
+    assert len(json.loads((folder / "coco.json").read_text())["images"]) == 3
+    assert len([*folder.rglob("confidence/*.png")]) == 3
+    assert any("sem_seg/mIoU" in line for line in metrics(tmp_path))
+
+
 def test_a_whole_training(dataset_root, tmp_path, caplog):
     out = tmp_path / "out"
     with caplog.at_level(logging.INFO, "fasegr"):

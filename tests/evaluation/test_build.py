@@ -14,6 +14,7 @@ from fasegr.evaluation import (
     build_evaluator,
     main_score,
 )
+from tests.evaluation.tiny_coco import TinyCoco
 
 
 @pytest.fixture
@@ -63,6 +64,14 @@ def test_a_report_is_about_classes_of_pixels(cfg, tmp_path):
     for made in (build_evaluator, main_score):  # the second is called before a training
         with pytest.raises(ValueError, match=r"TEST.REPORT is True.*evaluator_type coco.*no class for each pixel"):
             made(cfg, register(evaluator_type="coco", json_file="x.json"))
+
+
+def test_detections_beyond_100_are_scored_where_they_are_asked_for(cfg, tmp_path):
+    cfg.MODEL.MASK_FORMER.TEST.INSTANCE_ON = True
+    name = TinyCoco(tmp_path).instances
+    for detections, scored in ((50, 100), (100, 100), (300, 300)):
+        cfg.TEST.DETECTIONS_PER_IMAGE = detections
+        assert build_evaluator(cfg, name).max_detections == scored
 
 
 def test_where_predictions_are_saved(cfg):

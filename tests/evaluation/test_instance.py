@@ -97,6 +97,31 @@ def perfect(case):
     return outputs
 
 
+def test_more_than_100_detections(case, caplog):
+    """The cats are found, but come after 100 wrong ones in each image; the dogs are found."""
+    outputs = []
+    for output in perfect(case):
+        found = output["instances"]
+        masks = torch.zeros(100, *found.pred_masks.shape[1:], dtype=torch.bool)
+        masks[:, 0, 0] = True
+        outputs.append(
+            {
+                "instances": Instances(
+                    torch.cat([torch.linspace(1, 0.9, 100), 0.5 * found.scores]),
+                    torch.cat([torch.zeros(100, dtype=torch.int64), found.pred_classes]),
+                    torch.cat([masks, found.pred_masks]),
+                )
+            }
+        )
+    with caplog.at_level(logging.INFO, "fasegr"):
+        scores = evaluate(case, outputs, max_detections=300)["segm"]
+    assert "AP (MAX_DETS 300)" in caplog.text and "MAX_DETS 100" not in caplog.text
+    assert scores["AP-cat"] > 1 and scores["AP-dog"] == pytest.approx(100)
+    assert scores["AP100"] == pytest.approx(50)  # without any cat
+    plain = evaluate(case, outputs)["segm"]
+    assert plain["AP"] == scores["AP100"] and "AP100" not in plain
+
+
 def test_the_ground_truth_itself_has_100_percent(case):
     scores = [value for value in evaluate(case, perfect(case))["segm"].values() if not math.isnan(value)]
     assert scores == pytest.approx([100] * len(scores))
