@@ -44,6 +44,7 @@ COMMANDS = {
         "tools.evaluate_report", "main", "write a page on how good a model is, or on which of two is better"
     ),
     "ablation": Command("tools.run_ablation", "main", "train the rows of the paper's tables and compare them"),
+    "check": Command("tools.check_machine", "main", "try everything that depends on this machine, in a minute"),
 }
 
 HELP = """\

@@ -22,7 +22,7 @@ Pair = tuple[int, int]
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair) -> Tensor:
     """`F.conv2d(x, weight, bias, stride, padding)`: (B, C, H, W) by (O, C, kh, kw) to (B, O, H', W')."""
-    if _uses_patch_products(x, weight):
+    if uses_patch_products(x, weight):
         return _PatchProducts.apply(x, weight, bias, stride, padding)
     return F.conv2d(x, weight, bias, stride, padding)
 
@@ -75,7 +75,8 @@ def weight_gradient(grad: Tensor, x: Tensor, kernel: Pair, stride: Pair, padding
     return out.view(rows, columns, channels, out_channels).permute(3, 2, 0, 1)
 
 
-def _uses_patch_products(x: Tensor, weight: Tensor) -> bool:
+def uses_patch_products(x: Tensor, weight: Tensor) -> bool:
+    """Whether `conv2d` takes its own weight gradient."""
     return (
         torch.is_grad_enabled()
         and weight.requires_grad
