@@ -17,7 +17,6 @@ import math
 import multiprocessing
 import os
 import platform
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -43,6 +42,7 @@ from fasegr.d2 import RUNTIME
 from fasegr.engine.launch import readable_errors
 from fasegr.modeling.ops.switches import FASTER_FORMS
 from fasegr.modeling.ops.triton_support import why_not
+from fasegr.utils.gpu import no_gpu_reason, unusable_gpu
 from tools.machine_training import ITERATIONS, paint, train
 
 OK, FAILED, NOT_HERE = "ok", "failed", "not possible here"
@@ -90,7 +90,7 @@ def chosen_device(name: str | None) -> torch.device:
 
 
 def describe(device: torch.device) -> list[Verdict]:
-    """Prints devices and versions. Whether torch has kernels for the GPU."""
+    """Prints devices and versions. Whether torch can use each GPU."""
     rows = [
         ("system", platform.platform()),
         ("Python, torch, runtime", f"{platform.python_version()}, {torch.__version__}, {RUNTIME}"),
@@ -98,33 +98,20 @@ def describe(device: torch.device) -> list[Verdict]:
     ]
     verdicts = []
     if device.type == "cuda":
-        kernels = torch.cuda.get_arch_list()
-        rows.append(("CUDA, cuDNN", f"{torch.version.cuda}, {torch.backends.cudnn.version()}; {' '.join(kernels)}"))
+        kernels = " ".join(torch.cuda.get_arch_list())
+        rows.append(("CUDA, kernels", f"{torch.version.cuda}, {kernels}"))
         for i in range(torch.cuda.device_count()):
             gpu = torch.cuda.get_device_properties(i)
             capability = f"{gpu.major}.{gpu.minor}"
             rows.append(
                 (f"GPU {i}", f"{gpu.name}, {gpu.total_memory / 2**30:.1f} GiB, compute capability {capability}")
             )
-            if not has_kernels(gpu.major, gpu.minor, kernels):
-                note = f"none for {capability} in this torch; for V100: pip install -r requirements-v100.txt"
-                verdicts.append(Verdict(f"kernels of torch for GPU {i}", FAILED, note))
-        verdicts = verdicts or [Verdict("kernels of torch for every GPU", OK)]
+            problem = unusable_gpu(i)
+            verdicts.append(Verdict(f"kernels of torch for GPU {i}", FAILED if problem else OK, problem))
+    elif reason := no_gpu_reason():
+        verdicts.append(Verdict("the driver of the GPU", FAILED, reason))
     print(tabulate(rows, tablefmt="plain"), flush=True)
     return verdicts
-
-
-def has_kernels(major: int, minor: int, kernels: Sequence[str]) -> bool:
-    """Whether torch, built for `kernels` (sm_80, compute_90), runs on compute capability major.minor."""
-    for name in kernels:
-        kind, _, digits = name.partition("_")
-        digits = digits.rstrip("af")  # of one GPU, of a family
-        if not digits.isdigit():
-            continue
-        built = int(digits[:-1]), int(digits[-1])
-        if built <= (major, minor) and (kind == "compute" or built[0] == major):
-            return True
-    return False
 
 
 def total_memory(device: torch.device | str) -> float:
@@ -332,12 +319,13 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     with readable_errors():
         device = chosen_device(args.device)
-        verdicts = [*describe(device), check_triton(device), *check_forms(device)]
-        folder = Path(tempfile.mkdtemp(prefix="fasegr-machine-"))
-        try:
-            verdicts += check_training(device, folder)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        verdicts = [*describe(device), check_triton(device)]
+        if device.type == "cuda" and unusable_gpu(device.index):
+            verdicts.append(Verdict("faster forms, training", NOT_HERE, "no kernels for the GPU"))
+        else:
+            verdicts += check_forms(device)
+            with tempfile.TemporaryDirectory(prefix="fasegr-machine-", ignore_cleanup_errors=True) as folder:
+                verdicts += check_training(device, Path(folder))
         verdicts.append(check_memory(device))
     print(
         "\n" + tabulate([(v.what, v.status, v.note) for v in verdicts], ("", "verdict", ""), maxcolwidths=[40, 18, 80])

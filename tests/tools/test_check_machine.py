@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,24 +12,32 @@ from tools import check_machine as tool
 from tools.check_machine import FAILED, NOT_HERE, OK
 
 CPU = torch.device("cpu")
-PYPI_2_11 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
 
 
-@pytest.mark.parametrize(
-    ("capability", "kernels", "answer"),
-    [
-        ((7, 0), PYPI_2_11, False),  # V100
-        ((7, 0), ["sm_50", "sm_60", "sm_70", "sm_80"], True),
-        ((8, 9), PYPI_2_11, True),  # binaries run on later GPUs of the same generation
-        ((9, 0), ["sm_80"], False),
-        ((9, 0), ["sm_80", "compute_80"], True),  # compiled when it is loaded
-        ((9, 0), ["sm_90a"], True),
-        ((12, 1), PYPI_2_11, True),
-        ((8, 0), ["gfx90a"], False),
-    ],
-)
-def test_kernels_for_a_gpu(capability, kernels, answer):
-    assert tool.has_kernels(*capability, kernels) is answer
+@pytest.fixture
+def gpu(monkeypatch):
+    """As on a machine with a V100 and the torch of the registry, which has no kernels for it."""
+    found = SimpleNamespace(name="V100", total_memory=16 * 2**30, major=7, minor=0)
+    for name, value in {
+        "is_available": True,
+        "device_count": 1,
+        "get_arch_list": ["sm_75", "sm_80"],
+        "get_device_capability": (7, 0),
+        "get_device_name": "V100",
+        "get_device_properties": found,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *args, value=value: value)
+    monkeypatch.setattr(tool, "why_not", lambda index, dtype: "there is no C compiler. apt install gcc")
+
+
+def test_a_gpu_without_kernels_is_said_and_not_tried(gpu, monkeypatch, capsys):
+    monkeypatch.setattr(tool, "check_memory", lambda device: tool.Verdict("memory", OK))
+    assert tool.main([]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "V100, 16.0 GiB, compute capability 7.0" in said
+    assert "requirements-v100.txt" in said
+    assert "apt install gcc" in said
+    assert said.endswith("Failed: kernels of torch for GPU 0")
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "gpu", "meta", ""])
