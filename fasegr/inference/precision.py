@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 
 import torch
@@ -32,7 +33,7 @@ def in_precision(cfg, model: nn.Module) -> nn.Module:
     if dtype is torch.float16 and model.device.type == "cpu":
         raise ValueError("SPEED.DTYPE is 'float16' with MODEL.DEVICE cpu; it must be 'bfloat16' or 'float32' there")
     if reason := _slow(dtype, model.device):
-        logger.warning("SPEED.DTYPE %s: %s; float32 is probably faster", cfg.SPEED.DTYPE, reason)
+        _warn(f"SPEED.DTYPE {cfg.SPEED.DTYPE}: {reason}; float32 is probably faster")
     half = copy.deepcopy(model)
     for part, original in ((half.backbone, model.backbone), (half.sem_seg_head, model.sem_seg_head)):
         for module in part.modules():
@@ -42,6 +43,11 @@ def in_precision(cfg, model: nn.Module) -> nn.Module:
             part.compile()
     half.dtype = dtype
     return half
+
+
+@functools.cache  # said once, and not before each evaluation
+def _warn(message: str) -> None:
+    logger.warning(message)
 
 
 def _slow(dtype: torch.dtype, device: torch.device) -> str | None:
