@@ -30,6 +30,7 @@ from PIL import Image, ImageDraw
 
 from fasegr.d2 import DatasetCatalog, MetadataCatalog, setup_logger
 from fasegr.data.image_io import check_label_size, check_label_values, open_image, read_label
+from fasegr.data.semantic_labels import label_source, semantic_labels
 from fasegr.engine.launch import readable_errors
 from fasegr.evaluation import predicted_labels
 from fasegr.evaluation.confusion_matrix import PixelCounts, confusion_matrix
@@ -42,10 +43,11 @@ BOX_COLOR = (232, 30, 44)
 
 
 class Sample(NamedTuple):
-    """File names of an image and of its label map, None without one."""
+    """File names of an image and of what tells its classes, None without; record: of the dataset that it is from."""
 
     image: str
     labels: str | None
+    record: dict | None = None
 
 
 class Row(NamedTuple):
@@ -91,7 +93,7 @@ def find_samples(args: argparse.Namespace) -> list[Sample]:
     records = DatasetCatalog.get(args.dataset)
     number = min(args.number, len(records))
     chosen = [records[(2 * i + 1) * len(records) // (2 * number)] for i in range(number)]
-    samples = [Sample(record["file_name"], record.get("sem_seg_file_name")) for record in chosen]
+    samples = [Sample(record["file_name"], label_source(record), record) for record in chosen]
     if len({sample.labels is None for sample in samples}) > 1:
         raise ValueError(f"--dataset {args.dataset}: only some images have label maps; name images by --image")
     return samples
@@ -111,7 +113,10 @@ def compare(sample: Sample, predictors: Sequence[Predictor], names: Sequence[str
     num_classes = len(predictors[0].class_names)
     ground_truth = None
     if sample.labels is not None:
-        ground_truth = read_label(sample.labels)
+        if sample.record is None:
+            ground_truth = read_label(sample.labels)
+        else:
+            ground_truth = semantic_labels(sample.record, ignore_label)
         check_label_size(sample.labels, ground_truth.shape, sample.image, (image.height, image.width))
         check_label_values(ground_truth, num_classes, ignore_label, sample.labels)
     predictions = [predicted_labels(predictor(image)).cpu().numpy() for predictor in predictors]

@@ -7,6 +7,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -83,13 +84,9 @@ def draw_validation(name: str, stems: Sequence[str], share: float, seed: int, gr
     """
     members: dict[str, list[str]] = defaultdict(list)
     for stem in sorted(stems):
-        members[
-            _LAST_NUMBER.fullmatch(stem)[1]
-            if group == "auto" and _LAST_NUMBER.fullmatch(stem)
-            else group_of(stem, group)
-            if group not in ("", "auto")
-            else stem
-        ].append(stem)
+        members[_without_last_number(stem) if group == "auto" else group_of(stem, group) if group else stem].append(
+            stem
+        )
     if group == "auto" and len(members) == 1:
         members = {stem: [stem] for stem in sorted(stems)}
     groups = list(members)
@@ -100,17 +97,26 @@ def draw_validation(name: str, stems: Sequence[str], share: float, seed: int, gr
         )
     drawn: list[str] = []
     wanted = max(1, round(share * len(stems)))
-    for i in np.random.default_rng(seed).permutation(len(groups))[:-1]:  # one group is left for training
-        if len(drawn) >= wanted:
-            break
-        # a large group that would overshoot by more than it is short of is left to training
-        if drawn and len(drawn) + len(members[groups[i]]) - wanted > wanted - len(drawn):
-            continue
-        drawn += members[groups[i]]
+    for i in np.random.default_rng(seed).permutation(len(groups)):
+        more = len(drawn) + len(members[groups[i]])
+        if abs(more - wanted) < abs(len(drawn) - wanted) and more < len(stems):
+            drawn += members[groups[i]]
+    drawn = drawn or min(members.values(), key=len)  # all are more than twice the share
     if len(groups) < len(stems):
-        logger.info(
-            "%s: %d images in %d groups that stay together (such as %s), %d images drawn for validation; "
-            "DATASETS.FOLDER.VAL_GROUP '' draws images one by one, or a regular expression says what a group is",
-            *(name, len(stems), len(groups), some(groups), len(drawn)),
-        )
+        _say_groups(name, len(stems), len(groups), some(groups), len(drawn))
     return set(drawn)
+
+
+def _without_last_number(stem: str) -> str:
+    match = _LAST_NUMBER.fullmatch(stem)
+    return match[1] if match else stem
+
+
+@lru_cache(maxsize=64)
+def _say_groups(name: str, images: int, groups: int, such_as: str, drawn: int) -> None:
+    """Once, although both splits are drawn, and a dataset is read several times."""
+    logger.info(
+        "%s: %d images in %d groups that stay together (such as %s), %d images drawn for validation; "
+        "DATASETS.FOLDER.VAL_GROUP '' draws images one by one, or a regular expression says what a group is",
+        *(name, images, groups, such_as, drawn),
+    )

@@ -2,6 +2,7 @@
 
 import pytest
 
+from fasegr.data.datasets import split_lists
 from fasegr.data.datasets.split_lists import draw_validation, read_split_list
 from fasegr.data.image_io import BadFile
 
@@ -49,6 +50,7 @@ def groups(stems):
 
 
 def test_frames_of_a_video_stay_together(caplog):
+    split_lists._say_groups.cache_clear()
     with caplog.at_level("INFO", "fasegr"):
         drawn = draw_validation("own", FRAMES, 0.2, 0, "auto")
     assert len(drawn) == 10 and len(groups(drawn)) == 2
@@ -81,3 +83,9 @@ def test_there_is_always_something_on_both_sides():
         draw_validation("own", ["a"], 0.5, 0, "auto")
     with pytest.raises(BadFile, match="no share of them can be drawn"):
         draw_validation("own", FRAMES, 0.5, 0, "()")
+
+
+def test_a_large_group_does_not_make_the_share_larger():
+    stems = [f"big_{i}" for i in range(13)] + [f"mid_{i}" for i in range(6)] + [f"low_{i}" for i in range(5)]
+    for seed in range(10):
+        assert len(draw_validation("own", stems, 0.2, seed, "auto")) in (5, 6)
