@@ -212,9 +212,10 @@ class SemSegEvaluator(Evaluator):
 
     def _files(self, file_name: str) -> dict[str, str | None]:
         record = self._records[file_name]
+        # A label map of class numbers can be read without the dataset; segments, objects and other values cannot.
+        plain = record.get("pan_seg_file_name") is None and record.get("label_map") is None
         return {
-            # panoptic segments cannot be read without their list
-            "truth": None if record.get("pan_seg_file_name") else record["sem_seg_file_name"],
+            "truth": record.get("sem_seg_file_name") if plain else None,
             "prediction": f"../labels/{self._label_names[file_name]}",
         }
 

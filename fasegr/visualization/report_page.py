@@ -446,7 +446,8 @@ def _truth(dataset: str, row: Mapping[str, Any], ignore_label: int) -> np.ndarra
     record = next((record for record in records if record["file_name"] == row["file_name"]), None)
     if record is None:
         raise ValueError(
-            f"the panoptic ground truth of {row['file_name']} is not at hand, as {dataset} is not registered"
+            f"the ground truth of {row['file_name']} is no label map of class numbers, and the dataset that reads it, "
+            f"{dataset}, is known only to its config"
         )
     return read_label_map(record, ignore_label)
 

@@ -10,6 +10,7 @@ import torch
 
 from fasegr.evaluation import SemSegEvaluator
 from fasegr.evaluation.report import compare_reports, read_report, write_comparison
+from fasegr.visualization.report_page import write_report_page
 from tests.evaluation.test_sem_seg import Case, register
 from tests.evaluation.tiny_coco import TinyCoco
 
@@ -116,6 +117,28 @@ def test_two_processes_write_the_report_of_one(tmp_path, two_processes):
     assert [Path(row["file_name"]).name for row in two["images"]] == [f"{i}.jpg" for i in range(4)]
     for key in ("scores", "classes", "confusion", "by_size", "by_distance", "calibration"):
         assert one[key] == two[key], key
+
+
+def test_ground_truth_that_only_the_dataset_reads(tmp_path):
+    """Objects of a COCO file: the report does not name a file that means something else."""
+    from fasegr.d2 import DatasetCatalog, MetadataCatalog
+
+    case = TinyCoco(tmp_path)
+    records = [
+        record | {"sem_seg_objects": "instances.json", "background": 0, "sem_seg_file_name": None}
+        for record in DatasetCatalog.get(case.instances)
+    ]
+    DatasetCatalog.register("test_report_objects", lambda: records)
+    MetadataCatalog.get("test_report_objects").set(stuff_classes=["cat", "dog"], evaluator_type="sem_seg")
+    evaluator = SemSegEvaluator("test_report_objects", output_dir=tmp_path / "out", report={"weights": ""})
+    shapes = [(record["height"], record["width"]) for record in records]
+    outputs = [{"sem_seg_labels": torch.zeros(shape, dtype=torch.uint8)} for shape in shapes]
+    evaluator.process([{"file_name": record["file_name"]} for record in records], outputs)
+    evaluator.evaluate()
+    report = read_report(tmp_path / "out")
+    assert {row["truth"] for row in report["images"]} == {None}
+    page = write_report_page(tmp_path / "out" / "report").read_text(encoding="utf-8")
+    assert "No pictures" not in page and "errors in red" in page
 
 
 def test_without_ground_truth_there_is_no_report(tmp_path, caplog):
