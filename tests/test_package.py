@@ -73,6 +73,7 @@ def run(installed, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_trained_and_drawn_outside_the_checkout(run, installed, tmp_path, monkeypatch):
     code = "import importlib.util as u, fasegr_programs as p; print(u.find_spec('fasegr').origin, p.ROOT, sep='\\n')"
     for place in run("python", "-c", code).stdout.split():

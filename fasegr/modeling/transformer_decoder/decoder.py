@@ -179,7 +179,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
                 level, query_pos, query_embed, mask_logits, coarse_attention, levels[0].size, self.need_weights[i]
             )
             queries, attention, _ = cross_attention(queries, context)
-            if level is levels[0]:
+            if i % len(levels) == 0:  # the coarsest
                 coarse_attention = attention
             queries = ffn(self_attention(queries, query_pos))
 

@@ -88,7 +88,8 @@ class RowColumnCrossAttention(nn.Module):
 
     def _query_and_keys(self, queries: Tensor, context: CrossAttentionContext) -> tuple[Tensor, Tensor, Tensor]:
         """Query (B, Q, C), keys averaged over each column (B, w, C) and over each row (B, h, C)."""
-        memory, key_pos = (x.unflatten(1, context.level.size) for x in context.level[:2])
+        level = context.level
+        memory, key_pos = (x.unflatten(1, level.size) for x in (level.memory, level.key_pos))
         # averages of projected keys are projections of averaged keys
         return queries + self.query_pos(context), memory.mean(1) + key_pos.mean(1), memory.mean(2) + key_pos.mean(2)
 
