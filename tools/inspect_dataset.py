@@ -19,9 +19,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
+
+import omp_policy  # noqa: F401 (before torch)
+
+# isort: split
+
+from tqdm import tqdm
 
 from fasegr import load_cfg
 from fasegr.analysis.dataset_advice import RARE_IMAGES, findings

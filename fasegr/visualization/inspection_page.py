@@ -199,7 +199,7 @@ def _classes(found: Inspection) -> Iterator[Markup | str]:
             int(images[c]),
             Cell(_percent(images[c] / max(1, labelled)), float(images[c] / max(1, labelled))),
             int(objects[c]),
-            *(Cell(f"{value:.0f}", value) if value == value else None for value in areas.of(c)),
+            *(Cell(thousands(round(value)), value) if value == value else None for value in areas.of(c)),
         ]
         for split in test:
             row.append(int(split.counts.images[c]))
