@@ -13,21 +13,30 @@ __all__ = ["mask_area", "usable_segmentation", "window_mask"]
 
 _REACH = 10  # image sizes by which a corner may lie outside; pycocotools walks along every edge
 
+_FORMS = (
+    "polygons of numbers [[x, y, x, y, x, y, ...], ...], one polygon [x, y, ...], or a run-length code "
+    "{'size': [height, width], 'counts': numbers or text}, alone or in a list"
+)
+
 Segmentation = list[list[float]] | dict[str, Any]
 
 
 def usable_segmentation(segmentation: Any, size: tuple[int, int]) -> Segmentation | None:
-    """`segmentation`, of an image of `size` (height, width), without polygons of fewer than three corners; None where
-    nothing is left.
+    """`segmentation`, of an image of `size` (height, width), as polygons of at least three corners or a run-length
+    code; None where nothing is left. One flat polygon, and a list of one code, are read too.
 
     Raises BadFile saying what is wrong with one that pycocotools would draw wrongly, or on which it would not return.
     """
     if not segmentation:
         return None
+    if isinstance(segmentation, list) and all(type(value) in (int, float) for value in segmentation):
+        segmentation = [segmentation]  # one polygon, as some programs write it
+    elif isinstance(segmentation, list) and len(segmentation) == 1 and isinstance(segmentation[0], dict):
+        segmentation = segmentation[0]  # one code
     if isinstance(segmentation, list):
         return [polygon for polygon in segmentation if _encloses(polygon, size)] or None
     if not isinstance(segmentation, dict) or {"size", "counts"} - set(segmentation):
-        raise BadFile(f"a segmentation is a {type(segmentation).__name__}; expected polygons or a run-length code")
+        raise BadFile(f"a segmentation is a {type(segmentation).__name__}; expected {_FORMS}")
     if not isinstance(segmentation["size"], list | tuple) or tuple(segmentation["size"]) != tuple(size):
         raise BadFile(f"a run-length code has the size {segmentation['size']!r:.60} in an image of {list(size)}")
     try:
@@ -45,13 +54,13 @@ def usable_segmentation(segmentation: Any, size: tuple[int, int]) -> Segmentatio
 
 def _encloses(polygon: Any, size: tuple[int, int]) -> bool:
     if not isinstance(polygon, list):
-        raise BadFile(f"has {polygon!r:.60} for a polygon; expected a list of polygons [[x, y, x, y, ...], ...]")
+        raise BadFile(f"has {polygon!r:.60} for a polygon; expected {_FORMS}")
     if not polygon:
         return False
     try:
         low, high = (min(polygon), max(polygon)) if math.isfinite(sum(polygon)) else (-math.inf, math.inf)
     except (TypeError, OverflowError):
-        raise BadFile(f"has the polygon {polygon!r:.60}; expected numbers [x, y, x, y, ...]") from None
+        raise BadFile(f"has the polygon {polygon!r:.60}; expected {_FORMS}") from None
     reach = _REACH * max(size)
     if not (-reach <= low and high <= reach):
         raise BadFile(f"has a polygon with corners at {low} and {high}, far from its image of {size[0]} x {size[1]}")

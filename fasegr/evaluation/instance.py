@@ -126,7 +126,7 @@ def _thing_names(names: Sequence[str], things: Sequence[int]) -> dict[int, str]:
 
 def _read_annotations(name: str, json_file: str, categories: Mapping[int, int]) -> COCO:
     """What COCOeval reads, without objects that have no outline, which training leaves out too."""
-    images, annotations = read_instances(name, json_file, categories)
+    images, annotations, _ = read_instances(name, json_file, categories)
     ground_truth = COCO()
     ground_truth.dataset = {"images": list(images.values()), "categories": [{"id": number} for number in categories]}
     if annotations is not None:

@@ -16,17 +16,28 @@ from fasegr.data.datasets.root import where_datasets_are
 from fasegr.data.image_io import BadFile
 from fasegr.data.instance_masks import usable_segmentation
 
-__all__ = ["CocoFile", "check_exists", "files_inside", "read_instances", "read_json", "read_segments", "shown"]
+__all__ = [
+    "CocoFile",
+    "check_exists",
+    "check_same_categories",
+    "files_inside",
+    "read_instances",
+    "read_json",
+    "read_segments",
+    "shown",
+]
 
 _PIXELS = 2**31 - 1  # pycocotools counts them in 32 bits
 _SEGMENTS = 256**3  # numbers that three bytes hold
 
 
 class CocoFile(NamedTuple):
-    """images: the entries by id, in order of ids. annotations: None if the file has none, as for test images."""
+    """images: the entries by id, in order of ids. annotations: None if the file has none, as for test images.
+    names: of its categories by id, as far as it states them."""
 
     images: dict[int | str, dict]
     annotations: list[dict] | None
+    names: dict[int, str]
 
 
 def shown(value: Any) -> str:
@@ -131,7 +142,25 @@ def _read(name: str, path: str | os.PathLike, source: str, check: Callable[[dict
                 )
     except BadFile as error:
         raise BadFile(f"dataset {name}: {os.fspath(path)}: {entry}{error}") from error
-    return CocoFile({number: images[number] for number in sorted(images)}, annotations)
+    stated = content.get("categories")
+    names = {
+        entry["id"]: entry["name"]
+        for entry in (stated if isinstance(stated, list) else ())
+        if isinstance(entry, dict) and type(entry.get("id")) is int and isinstance(entry.get("name"), str)
+    }
+    return CocoFile({number: images[number] for number in sorted(images)}, annotations, names)
+
+
+def check_same_categories(name: str, path: str | os.PathLike, stated: dict[int, str], expected: dict[int, str]) -> None:
+    """Raises BadFile where a file calls a category otherwise than the dataset does, as files of splits that were
+    exported one by one may."""
+    different = [number for number in stated if number in expected and stated[number] != expected[number]]
+    if different:
+        raise BadFile(
+            f"dataset {name}: {os.fspath(path)}: {len(different)} categories have other names than in the list of the "
+            f"dataset (DATASETS.COCO.CATEGORIES, or the first split's file), the id {different[0]} first; all files "
+            "must have the same ids for the same names: export them together"
+        )
 
 
 def _list_of_dicts(value: Any, what: str) -> list[dict]:

@@ -18,7 +18,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fasegr.d2 import DatasetCatalog, MetadataCatalog
-from fasegr.data.datasets.coco_file import check_exists, files_inside, read_instances, read_json, read_segments
+from fasegr.data.datasets.coco_file import (
+    check_exists,
+    check_same_categories,
+    files_inside,
+    read_instances,
+    read_json,
+    read_segments,
+)
 from fasegr.data.datasets.root import where_datasets_are
 from fasegr.data.image_io import BadFile
 
@@ -82,6 +89,14 @@ def read_categories(path: str | os.PathLike) -> list[Category]:
     ]
     if not categories or len({category.id for category in categories}) < len(categories):
         raise BadFile(f"{path}: has {len(categories)} categories; expected one or more with different ids")
+    names: dict[str, int] = {}
+    for category in categories:
+        if category.name in names:
+            raise BadFile(
+                f"{path}: the categories {names[category.name]} and {category.id} have the same name; give each its "
+                "own, or make them one category"
+            )
+        names[category.name] = category.id
     return categories
 
 
@@ -92,6 +107,10 @@ def _is_category(entry: Any) -> bool:
     if not isinstance(colour, list) or not all(type(level) is int and 0 <= level < 256 for level in colour):
         return False
     return len(colour) == 3 and entry.get("isthing", 1) in (0, 1)
+
+
+def _names(categories: Sequence[Category]) -> dict[int, str]:
+    return {category.id: category.name for category in categories}
 
 
 def _colours(kind: str, categories: Sequence[Category]) -> dict[str, list]:
@@ -132,15 +151,22 @@ def panoptic_metadata(categories: Sequence[Category]) -> dict[str, Any]:
 
 
 def load_instances(
-    name: str, json_file: str | os.PathLike, image_root: str | os.PathLike, ids: dict[int, int], source: str = ""
+    name: str,
+    json_file: str | os.PathLike,
+    image_root: str | os.PathLike,
+    ids: dict[int, int],
+    source: str = "",
+    names: dict[int, str] | None = None,
 ) -> list[dict]:
     """Records of instances, in order of the images' ids.
 
-    ids: the file's category ids, and the classes they stand for. source: how to get the files, a sentence and a space
+    ids: the file's category ids, and the classes they stand for. names: what the file must call them, if it does.
+    source: how to get the files, a sentence and a space
     for the error that says that they are missing. Objects without an outline are left out, with a warning that counts
     them. Raises FileNotFoundError, or BadFile naming the file and what is wrong in it.
     """
     file = read_instances(name, json_file, ids, source)
+    check_same_categories(name, json_file, file.names, names or {})
     by_image, shapeless = defaultdict(list), 0
     for annotation in file.annotations or ():
         if annotation["segmentation"] is None:
@@ -171,12 +197,14 @@ def load_panoptic(
     things: dict[int, int],
     classes: dict[int, int],
     source: str = "",
+    names: dict[int, str] | None = None,
 ) -> list[dict]:
     """Records of panoptic segments, in order of the images' ids; arguments and errors as of `load_instances`.
 
     things, classes: the file's category ids of things, and of all, and the classes they stand for.
     """
     file = read_segments(name, panoptic_json, classes, source)
+    check_same_categories(name, panoptic_json, file.names, names or {})
     if not file.annotations:
         raise BadFile(f"dataset {name}: {os.fspath(panoptic_json)} has no segments of its images ('annotations')")
     annotations = sorted(file.annotations, key=lambda annotation: annotation["image_id"])
@@ -241,7 +269,7 @@ def register_instances(
 
     def load() -> list[dict]:
         prepare()
-        return load_instances(name, json_file, image_root, ids, source)
+        return load_instances(name, json_file, image_root, ids, source, _names(categories))
 
     if name not in DatasetCatalog.list():
         DatasetCatalog.register(name, load)
@@ -268,10 +296,11 @@ def register_semantic(
         )
     first = 1 if background else 0
     ids = {category.id: i + first for i, category in enumerate(things)}
+    arguments = (name, json_file, image_root, ids, source)
     extra = {"sem_seg_objects": os.fspath(json_file), "background": 0 if background else None}
 
     def load() -> list[dict]:
-        return [{**record, **extra} for record in load_instances(name, json_file, image_root, ids, source)]
+        return [{**record, **extra} for record in load_instances(*arguments, _names(categories))]
 
     if name not in DatasetCatalog.list():
         DatasetCatalog.register(name, load)
@@ -296,7 +325,9 @@ def register_panoptic(
 
     def load() -> list[dict]:
         prepare()
-        return load_panoptic(name, panoptic_json, panoptic_root, image_root, things, classes, source)
+        return load_panoptic(
+            name, panoptic_json, panoptic_root, image_root, things, classes, source, _names(categories)
+        )
 
     if name not in DatasetCatalog.list():
         DatasetCatalog.register(name, load)

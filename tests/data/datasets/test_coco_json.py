@@ -260,8 +260,8 @@ def test_images_are_not_looked_for_one_by_one(dataset, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"segmentation": TRIANGLE}, "has 1 for a polygon; expected a list of polygons"),
-        ({"segmentation": [["1"] * 6]}, r"has the polygon \['1'.*expected numbers"),
+        ({"segmentation": [TRIANGLE, TRIANGLE[0]]}, "for a polygon; expected polygons of numbers"),
+        ({"segmentation": [["1"] * 6]}, r"has the polygon \['1'.*expected polygons of numbers"),
         ({"segmentation": [[1, 1, 8, 1, 8, float("nan")]]}, "corners at -inf and inf"),
         ({"segmentation": [[1, 1, 8, 1, 8, 1e9]]}, "corners at 1 and 1000000000.0, far from its image of 10 x 12"),
         ({"segmentation": {"size": [12, 10], "counts": [120]}}, r"has the size \[12, 10\] in an image of \[10, 12\]"),

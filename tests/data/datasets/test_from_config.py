@@ -404,3 +404,31 @@ def test_classes_of_pixels_from_objects(cfg, tmp_path):
         labels = semantic_labels(DatasetCatalog.get("own_train")[0])
         shown = expected if background else np.where(expected == 0, 1, expected - 1)  # the crowd, a cat
         assert labels.tolist() == shown.tolist(), nothing
+
+
+@pytest.mark.parametrize("form", [[1, 1, 6, 1, 6, 6], [{"size": [10, 10], "counts": [0, 50, 50]}]])
+def test_outlines_as_other_programs_write_them(cfg, tmp_path, form):
+    """A flat polygon, and a list of one code."""
+    annotation = {"id": 0, "image_id": 1, "category_id": 2, "segmentation": form}
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 10, "width": 10}],
+        "annotations": [annotation],
+        "categories": [{"id": 2, "name": "cat"}],
+    }
+    (tmp_path / "train").mkdir()
+    Image.fromarray(np.zeros((10, 10, 3), np.uint8)).save(tmp_path / "train/a.png")
+    coco = cfg.DATASETS.COCO
+    coco.NAME, coco.ROOT, coco.INSTANCES = "own", str(tmp_path), "{split}.json"
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    other = {**content, "categories": [{"id": 2, "name": "dog"}]}
+    (tmp_path / "val.json").write_text(json.dumps(other))
+    register_from_config(cfg)
+    (read,) = DatasetCatalog.get("own_train")[0]["annotations"]
+    assert read["segmentation"] == (form[0] if isinstance(form[0], dict) else [form])
+    with pytest.raises(BadFile, match=r"val\.json: 1 categories have other names .* the id 2 first"):
+        DatasetCatalog.get("own_val")
+    (tmp_path / "train.json").write_text(
+        json.dumps({**content, "categories": [*other["categories"], {"id": 3, "name": "dog"}]})
+    )
+    with pytest.raises(BadFile, match="the categories 2 and 3 have the same name"):
+        register_from_config(cfg)
