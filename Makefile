@@ -2,6 +2,7 @@
 # make test         install what is missing and run every test
 # make faults       kill, stop and starve trainings: all of what `make test` runs a sample of; takes hours
 # make fuzz         read a thousand damaged files of each kind; `make test` reads a few; FUZZ=n, FUZZ_SEED=n change that
+# make exports      export one model of every kind to ONNX; `make test` exports one; takes an hour
 # make lint         ruff check and ruff format --check
 # make install      only install into .venv
 #
@@ -24,7 +25,7 @@ PIP := $(RUN) -m pip install --disable-pip-version-check $(PIP_ARGS)
 INSTALLED := $(VENV)/.fasegr-installed-$(notdir $(REQUIREMENTS))
 DEV_INSTALLED := $(VENV)/.fasegr-dev-installed
 
-.PHONY: help install quickstart test faults fuzz lint
+.PHONY: help install quickstart test faults fuzz exports lint
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -43,6 +44,9 @@ faults: $(DEV_INSTALLED)
 fuzz: $(DEV_INSTALLED)
 	FUZZ=$(FUZZ) $(RUN) -m pytest tests/fuzz -m fuzz $(TEST_ARGS)
 
+exports: $(DEV_INSTALLED)
+	EXPORTS=1 $(RUN) -m pytest tests/inference/test_export.py
+
 lint: $(DEV_INSTALLED)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -59,6 +63,6 @@ $(INSTALLED): $(REQUIREMENTS) requirements-common.txt setup.py
 	$(PIP) --no-build-isolation --no-deps -e .
 	@touch $@
 
-$(DEV_INSTALLED): requirements-dev.txt $(INSTALLED)
+$(DEV_INSTALLED): requirements-dev.txt requirements-export.txt $(INSTALLED)
 	$(PIP) -r requirements-dev.txt
 	@touch $@

@@ -57,5 +57,8 @@ setup(
         "tabulate",
         "termcolor",
     ],
-    extras_require={"timm": ["timm>=1.0"]},  # other backbones
+    extras_require={
+        "timm": ["timm>=1.0"],  # other backbones
+        "export": ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.20"],  # requirements-export.txt has the reasons
+    },
 )

@@ -16,15 +16,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from fasegr.d2 import BACKBONE_REGISTRY, Backbone, ShapeSpec
+from fasegr.modeling import ops
 
 _NAMES = ("res2", "res3", "res4", "res5")
 _PATCH = 4  # side of the patch that becomes one token, in pixels: the stride of res2
-
-
-def _pad_to_multiple(x: Tensor, step: int) -> Tensor:
-    """(B, H, W, C) padded with zeros at the right and bottom to multiples of `step`."""
-    bottom, right = -x.shape[1] % step, -x.shape[2] % step
-    return F.pad(x, (0, 0, 0, right, 0, bottom)) if bottom or right else x
 
 
 def to_windows(x: Tensor, window: int) -> Tensor:
@@ -94,7 +89,7 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = _pad_to_multiple(x, 2)
+        x = ops.pad_to_multiple(x, 2)
         # the original goes down a column first: (0, 0), (1, 0), (0, 1), (1, 1)
         x = torch.cat([x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)], dim=-1)
         return self.reduction(self.norm(x))
@@ -188,7 +183,7 @@ class Block(nn.Module):
     def attend(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """(B, H, W, C) to the same. Padding tokens are attended to as well, as in the original."""
         height, width = x.shape[1:3]
-        x = _pad_to_multiple(x, self.window)
+        x = ops.pad_to_multiple(x, self.window)
         padded = x.shape[1:3]
         if self.shift:
             x = torch.roll(x, (-self.shift, -self.shift), (1, 2))
@@ -233,7 +228,7 @@ class Stage(nn.Module):
         """(B, H, W, C) to the same."""
         mask = None
         if self.shift and len(self.blocks) > 1:
-            height, width = (size + -size % self.window for size in x.shape[1:3])
+            height, width = (ops.round_up(size, self.window) for size in x.shape[1:3])
             mask = shift_mask(height, width, self.window, self.shift, device=x.device, dtype=x.dtype)
         for block in self.blocks:
             arguments = x, mask if block.shift else None

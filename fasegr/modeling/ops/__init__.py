@@ -8,7 +8,9 @@ from fasegr.modeling.ops.class_argmax import class_argmax
 from fasegr.modeling.ops.convolution import conv2d
 from fasegr.modeling.ops.deformable_attention import deformable_attention
 from fasegr.modeling.ops.memory_format import channels_last
+from fasegr.modeling.ops.padding import pad_to_multiple, round_up
 from fasegr.modeling.ops.point_sample import point_sampler
+from fasegr.modeling.ops.row_column import row_column_sum
 from fasegr.modeling.ops.sync_batch_norm import SyncBatchNorm
 from fasegr.modeling.ops.tile_size import items_per_tile
 from fasegr.modeling.ops.transfer import to_device
@@ -20,6 +22,9 @@ __all__ = [
     "conv2d",
     "deformable_attention",
     "items_per_tile",
+    "pad_to_multiple",
     "point_sampler",
+    "round_up",
+    "row_column_sum",
     "to_device",
 ]

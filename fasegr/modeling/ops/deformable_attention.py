@@ -1,11 +1,12 @@
 """Multi-scale deformable attention: the sampling.
 
 Zhu et al., "Deformable DETR", ICLR 2021: each token samples a few points of every level, bilinearly, and sums them with
-its attention weights. Three forms with equal results:
+its attention weights. Four forms with equal results:
 
 - `sample_by_grid`: `F.grid_sample` level by level, on any device; the readable reference.
 - `sample_by_bag`: one weighted `embedding_bag` over all levels, points and corners; several times faster on a CPU.
 - `triton_deformable_attention.sample_by_triton`: one kernel, on a GPU where it has passed `kernel_check`.
+- `sample_by_gather`: table rows by index, for exported graphs; see there.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fasegr.modeling.ops import kernel_check, switches, triton_deformable_attention
+from fasegr.modeling.ops.graph_export import exporting
 
 Shapes = Sequence[tuple[int, int]]
 
@@ -49,6 +51,36 @@ def in_float32_at_least(*tensors: Tensor) -> list[Tensor]:
     """All in one type: float64 if one of them is, else float32."""
     dtype = reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
     return [t.to(dtype) for t in tensors]
+
+
+def sample_by_gather(value: Tensor, shapes: Shapes, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+    """`deformable_attention` by indexing, level by level, for exported graphs.
+
+    Runtimes differ in ONNX's GridSample, which some lack and some compute wrongly without a word; taking rows of a
+    table is the same everywhere. Of a corner outside the level, the weight is zero and the index that of the nearest
+    pixel.
+    """
+    dtype = value.dtype
+    batch, tokens, heads, dim = value.shape
+    value, x, y, weight = in_float32_at_least(value, x, y, weight)
+    table = value.reshape(batch * tokens * heads, dim)
+    image = torch.arange(batch, device=value.device).view(-1, 1, 1, 1) * tokens
+    head = torch.arange(heads, device=value.device).view(-1, 1)
+    out, start = 0, 0
+    for level, (height, width) in enumerate(shapes):
+        left, top = ((p[:, :, :, level] - 0.5).floor() for p in (x, y))  # (B, T, M, P)
+        right_weight, bottom_weight = x[:, :, :, level] - 0.5 - left, y[:, :, :, level] - 0.5 - top
+        indices, weights = [], []
+        for row, row_weight in ((top, 1 - bottom_weight), (top + 1, bottom_weight)):
+            for column, column_weight in ((left, 1 - right_weight), (left + 1, right_weight)):
+                inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+                row_index, column_index = row.clamp(0, height - 1).long(), column.clamp(0, width - 1).long()
+                indices.append((image + start + row_index * width + column_index) * heads + head)
+                weights.append(weight[:, :, :, level] * row_weight * column_weight * inside)
+        index, corner_weight = torch.stack(indices, -1).flatten(-2), torch.stack(weights, -1).flatten(-2)
+        out = out + (table[index] * corner_weight.unsqueeze(-1)).sum(-2)  # (B, T, M, D)
+        start = start + height * width
+    return out.flatten(2).to(dtype)
 
 
 def sample_by_bag(value: Tensor, shapes: Shapes, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
@@ -312,6 +344,8 @@ def deformable_attention(value: Tensor, shapes: Shapes, x: Tensor, y: Tensor, we
     tokens = sum(h * w for h, w in shapes)
     if value.shape[1] != tokens:
         raise ValueError(f"value has {value.shape[1]} tokens; the levels {list(shapes)} have {tokens}")
+    if exporting():
+        return sample_by_gather(value, shapes, x, y, weight)
     if value.device.type == "cpu" and switches.enabled("embedding_bag"):
         return sample_by_bag(value, shapes, x, y, weight)
     if _uses_triton(value, x):

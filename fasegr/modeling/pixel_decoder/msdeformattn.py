@@ -139,8 +139,8 @@ def _reference_points(shapes: Sequence[tuple[int, int]], dtype: torch.dtype, dev
     def centres(size: int) -> Tensor:
         return (torch.arange(size, dtype=dtype, device=device) + 0.5) / size
 
-    x = torch.cat([centres(w).repeat(h) for h, w in shapes])
-    y = torch.cat([centres(h).repeat_interleave(w) for h, w in shapes])
+    x = torch.cat([centres(w).expand(h, w).flatten() for h, w in shapes])
+    y = torch.cat([centres(h).unsqueeze(1).expand(h, w).flatten() for h, w in shapes])
     # Tensors times numbers: the host would wait for the copy of a tensor made from numbers.
     x = torch.stack([x * w for _, w in shapes], dim=-1)
     y = torch.stack([y * h for h, _ in shapes], dim=-1)

@@ -106,7 +106,7 @@ class SparseCrossAttention(_CrossAttention):
         memory, key_pos, _ = context.level
         if pixels is not None:
             # Indexed, since gather would keep the whole map for the backward pass.
-            image = torch.arange(len(pixels), device=pixels.device).unsqueeze(1)
+            image = torch.arange(pixels.shape[0], device=pixels.device).unsqueeze(1)
             memory, key_pos = memory[image, pixels], key_pos[image, pixels]
         return queries + self.query_pos(context), memory + key_pos, memory
 

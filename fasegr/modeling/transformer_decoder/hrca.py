@@ -34,7 +34,7 @@ class _OneInOmega:
         self.omega = omega
 
     def count(self, n: int) -> int:
-        return max(1, n // self.omega)  # small images have fewer cells than omega; attention needs a key
+        return torch.sym_max(1, n // self.omega)  # small images have fewer cells than omega; attention needs a key
 
 
 class TopWindows(_OneInOmega):
@@ -49,7 +49,8 @@ class TopWindows(_OneInOmega):
         """Pixels (B, k), in a map of size `fine`, of the windows of the cells with the highest scores (B, n)."""
         rows, columns = _window(coarse, fine)
         cells = scores.topk(self.count(coarse[0] * coarse[1]), sorted=False).indices
-        top, left = torch.div(cells, coarse[1], rounding_mode="floor") * rows, cells % coarse[1] * columns
+        row = torch.div(cells, coarse[1], rounding_mode="floor")
+        top, left = row * rows, (cells - row * coarse[1]) * columns
         y = torch.arange(rows, device=cells.device)
         x = torch.arange(columns, device=cells.device)
         within = (y[:, None] * fine[1] + x).flatten()
@@ -76,7 +77,7 @@ class RandomWindows(TopWindows):
     def __call__(self, context: CrossAttentionContext) -> Tensor:
         memory, (height, width) = context.level.memory, context.coarse_size
         dtype = torch.promote_types(memory.dtype, torch.float32)  # like attention weights
-        noise = torch.rand(len(memory), height * width, dtype=dtype, device=memory.device)
+        noise = torch.rand(memory.shape[0], height * width, dtype=dtype, device=memory.device)
         return self.windows(noise, context.coarse_size, context.level.size)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fasegr.modeling import ops
 from fasegr.modeling.transformer_decoder.attention import CrossAttentionContext, CrossAttentionOutput
 
 
@@ -49,14 +50,7 @@ class RowColumnAttention(nn.Module):
         """values: (B, h, w, C); the others as for `weights`. Returns (B, Q, C)."""
         over_x, over_y = self.weights(query, columns, rows)
         values = self._project(values.flatten(1, 2), 4).unflatten(2, values.shape[1:3])  # (B, M, h, w, D)
-        over_x, over_y = over_x.to(values.dtype), over_y.to(values.dtype)
-        # The longer side is summed first: the result, Q x side x C, is the largest tensor here except the values.
-        if values.shape[3] >= values.shape[2]:
-            left = torch.einsum("bmqx,bmyxd->bmqyd", over_x, values)
-            heads = torch.einsum("bmqy,bmqyd->bmqd", over_y, left)
-        else:
-            left = torch.einsum("bmqy,bmyxd->bmqxd", over_y, values)
-            heads = torch.einsum("bmqx,bmqxd->bmqd", over_x, left)
+        heads = ops.row_column_sum(over_x.to(values.dtype), over_y.to(values.dtype), values)
         return self.out_proj(heads.transpose(1, 2).flatten(2))
 
     def _project(self, x: Tensor, which: int) -> Tensor:

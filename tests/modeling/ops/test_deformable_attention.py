@@ -1,4 +1,4 @@
-"""Both forms of the sampling against a loop over corners, and their gradients."""
+"""All forms of the sampling against a loop over corners, and their gradients."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ import torch
 from fasegr.modeling.ops.deformable_attention import (
     deformable_attention,
     sample_by_bag,
+    sample_by_gather,
     sample_by_grid,
 )
 
@@ -47,13 +48,13 @@ def case(dtype=torch.float64, batch=2, queries=4, heads=2, dim=3, points=2, seed
     return value, x, y, weight
 
 
-@pytest.mark.parametrize("form", [sample_by_bag, sample_by_grid, deformable_attention])
+@pytest.mark.parametrize("form", [sample_by_bag, sample_by_gather, sample_by_grid, deformable_attention])
 def test_equals_the_loop_over_corners(form):
     value, x, y, weight = case()
     torch.testing.assert_close(form(value, SHAPES, x, y, weight), slow(value, SHAPES, x, y, weight))
 
 
-@pytest.mark.parametrize("form", [sample_by_bag, sample_by_grid])
+@pytest.mark.parametrize("form", [sample_by_bag, sample_by_gather, sample_by_grid])
 def test_points_far_outside_and_on_the_border_read_zero_or_the_border(form):
     value, x, y, weight = case()
     x, y = torch.full_like(x, 1e6), torch.full_like(y, -1e6)
