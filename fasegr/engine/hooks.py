@@ -15,6 +15,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fasegr.checkpoint import Checkpointer, read_checkpoint
+from fasegr.checkpoint.loading import compare
 from fasegr.d2 import HookBase, comm
 from fasegr.engine.interruption import Interrupted
 from fasegr.engine.metrics import MetricsFile, set_aside
@@ -172,11 +173,19 @@ class BestCheckpoint(HookBase):
         if not comm.is_main_process() or self.trainer.start_iter == 0 or not os.path.exists(self.path):
             return
         try:
-            best = read_checkpoint(self.path).rest.get(self.score)
+            self.best = self._read_score()
         except (OSError, ValueError) as error:
             logger.warning("The best model so far is lost, and the next one evaluated will take its place: %s", error)
-        else:
-            self.best = best if isinstance(best, int | float) and math.isfinite(best) else self.best
+
+    def _read_score(self) -> float:
+        weights, rest = read_checkpoint(self.path)
+        fit = compare(self.checkpointer.model, weights, self.path)
+        if fit.kind != "full":
+            raise ValueError(f"{self.path} holds weights of another model\n{fit.differences()}")
+        score = rest.get(self.score)
+        if not isinstance(score, int | float) or not math.isfinite(score):
+            raise ValueError(f"{self.path} does not have the score {self.score}; it is {score!r:.80}")
+        return score
 
     def keep(self, iteration: int, scores: Mapping[str, float]) -> None:
         """Save the model, which has these `scores` after `iteration`, if it is the best so far."""

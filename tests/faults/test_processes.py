@@ -33,8 +33,12 @@ def test_a_data_worker_is_killed(training: Training, expected, tmp_path, i):
     worker = chance.choice(wait_until(run.children))
     os.kill(worker, chance.choice((signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS)))
     release.touch()
-    assert run.wait() == 2, run.output
+    code = run.wait()
     assert "Traceback" not in run.output
+    if code == 0:  # the last batches had been handed over
+        assert not differences(out, expected)
+        return
+    assert code == 2, run.output
     assert "DATALOADER.NUM_WORKERS" in run.output
     assert newest_checkpoint(out) >= fault["iteration"] - 1, "the step before it is not lost"
     training.finish(out)
