@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
 import statistics
 import sys
 import time
@@ -123,19 +122,27 @@ def sides(cfg, files: list[str], threads: int) -> dict[str, tuple[Callable[..., 
     return found
 
 
+def _megabytes(field: str) -> float:
+    """VmRSS or VmHWM (the peak) of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:"))
+
+
 def _serve(connection, build: Callable[..., Step], arguments: tuple) -> None:
-    """Answers each image with (seconds, peak MB of this process so far); None ends it."""
+    """Answers each image with (seconds, peak MB so far, less what the process had before the model); None ends it."""
+    before = _megabytes("VmRSS")
     step = build(*arguments)
-    connection.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew, without that of reading the weights
+    connection.send("ready")
     while (image := connection.recv()) is not None:
         start = time.perf_counter()
         step(image)
         seconds = time.perf_counter() - start
-        connection.send((seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+        connection.send((seconds, _megabytes("VmHWM") - before))
 
 
 def measure(cfg, files: list[str], size: tuple[int, int], rounds: int, threads: int) -> dict[str, dict[str, Any]]:
-    """{name: seconds of each round, peak megabytes, megabytes before the first image}."""
+    """{name: seconds of each round, peak megabytes of the model and its work}."""
     context = multiprocessing.get_context("spawn")
     image = paint_scene(3, 0, 0, *size).image
     results: dict[str, dict[str, Any]] = {}
@@ -147,7 +154,8 @@ def measure(cfg, files: list[str], size: tuple[int, int], rounds: int, threads: 
             process.start()
             theirs.close()
             running[name] = (process, ours)
-            results[name] = {"seconds": [], "loaded": ours.recv()}
+            results[name] = {"seconds": []}
+            ours.recv()
         for i in tqdm(range(rounds + 1), desc="rounds", unit="round"):
             for name, (_, connection) in running.items():
                 connection.send(image)
