@@ -207,11 +207,12 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         Resizing and the product with the mask embedding are linear and commute: the masks of a level cost a product at
         its own size. They are thresholded, so no gradient flows through them.
         """
+        first = list(self.transformer_cross_attention_layers)[: len(levels)]  # later ones take the same turns
         return [
             F.interpolate(mask_features, size=level.size, mode="bilinear", align_corners=False).flatten(2)
             if layer.uses_mask
             else None
-            for level, layer in zip(levels, self.transformer_cross_attention_layers, strict=False)
+            for level, layer in zip(levels[: len(first)], first, strict=True)
         ]
 
     def _prediction_input(self, queries: Tensor) -> _PredictionInput:

@@ -34,7 +34,9 @@ class _OneInOmega:
         self.omega = omega
 
     def count(self, n: int) -> int:
-        return torch.sym_max(1, n // self.omega)  # small images have fewer cells than omega; attention needs a key
+        count = n // self.omega
+        # Small images have fewer cells than omega; attention needs a key. In an export, n is a symbol.
+        return max(1, count) if isinstance(count, int) else torch.sym_max(1, count)
 
 
 class TopWindows(_OneInOmega):
