@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from own_formats.export import Export, Picture, Shape, find_image
-
 from fasegr.data.datasets.coco_file import read_instances
 from fasegr.data.datasets.coco_json import read_categories
 from fasegr.data.image_io import BadFile
+from own_formats.export import Export, Picture, Shape, find_image
 
 __all__ = ["find", "read"]
 

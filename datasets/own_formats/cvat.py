@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from own_formats.export import Export, Picture, Shape, ellipse, find_image, numbers, rectangle
 
 from fasegr.data.image_io import BadFile
+from own_formats.export import Export, Picture, Shape, ellipse, find_image, numbers, rectangle
 
 __all__ = ["find", "read"]
 

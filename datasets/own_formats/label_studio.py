@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from own_formats.export import Export, Picture, Shape, ellipse, find_image, numbers, rectangle
 
 from fasegr.data.image_io import BadFile
+from own_formats.export import Export, Picture, Shape, ellipse, find_image, numbers, rectangle
 
 __all__ = ["decode_brush", "find", "read"]
 
@@ -39,7 +39,9 @@ def read(files: list[Path], folders: list[Path]) -> Export:
             try:
                 export.pictures.append(_picture(task, file, folders, export))
             except (BadFile, KeyError, TypeError, AttributeError) as error:
-                what = str(error) if isinstance(error, BadFile) else "is not as Label Studio's JSON (not JSON-MIN) has it"
+                what = (
+                    str(error) if isinstance(error, BadFile) else "is not as Label Studio's JSON (not JSON-MIN) has it"
+                )
                 export.problems.append(f"{file}: task {i}: {what}")
     export.classes = sorted({shape.label for picture in export.pictures for shape in picture.shapes})
     return export
@@ -86,7 +88,9 @@ def _outline(kind: str, value: dict, size: tuple[int, int]) -> Any:
             raise BadFile("has no 'rle', a list of bytes")
         return partial(_brush, value["rle"])
     degrees = numbers([value.get("rotation", 0)], "rotation", 1)[0]
-    x, y = (n / 100 * side for n, side in zip(numbers([value["x"], value["y"]], "place", 2), (width, height), strict=True))
+    x, y = (
+        n / 100 * side for n, side in zip(numbers([value["x"], value["y"]], "place", 2), (width, height), strict=True)
+    )
     if kind == "rectanglelabels":
         w, h = numbers([value["width"], value["height"]], "size", 2)
         return rectangle(x, y, x + w * width / 100, y + h * height / 100, degrees, about=(x, y))

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from own_formats.export import Export, Picture, Shape, ellipse, find_image, numbers, rectangle
 from PIL import Image, UnidentifiedImageError
 
 from fasegr.data.image_io import BadFile
+from own_formats.export import Export, Picture, Shape, ellipse, find_image, numbers, rectangle
 
 __all__ = ["find", "read"]
 
@@ -33,7 +33,9 @@ def read(files: list[Path], folders: list[Path]) -> Export:
             if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
                 raise BadFile("is not of LabelMe; expected an object with 'shapes' and 'imagePath'")
             image = find_image([file.parent, *folders], str(content.get("imagePath") or file.with_suffix(".jpg").name))
-            shapes = [shape for i, item in enumerate(content["shapes"]) if (shape := _shape(item, i, export)) is not None]
+            shapes = [
+                shape for i, item in enumerate(content["shapes"]) if (shape := _shape(item, i, export)) is not None
+            ]
             size = None
             if content.get("imageHeight") and content.get("imageWidth"):
                 size = tuple(int(n) for n in numbers([content["imageHeight"], content["imageWidth"]], "size", 2))

@@ -7,11 +7,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from own_formats.export import Export, Picture, find_image
 
 from fasegr.data.datasets.image_files import IMAGE_SUFFIXES
 from fasegr.data.datasets.label_map import LabelMap, make_label_map
 from fasegr.data.image_io import BadFile, check_label_values, read_label
+from own_formats.export import Export, Picture, find_image
 
 __all__ = ["find", "read"]
 

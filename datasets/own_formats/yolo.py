@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from own_formats.export import Export, Picture, Shape, numbers
 
 from fasegr.data.datasets.image_files import find_files
 from fasegr.data.image_io import BadFile
 from fasegr.data.instance_masks import window_mask
 from fasegr.data.transform import Box
+from own_formats.export import Export, Picture, Shape, numbers
 
 __all__ = ["find", "read"]
 
