@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fasegr.modeling.layers import FrozenBatchNorm2d
+from fasegr.utils.gpu import bfloat16_problem
 
 __all__ = ["in_precision"]
 
@@ -56,6 +57,6 @@ def _slow(dtype: torch.dtype, device: torch.device) -> str | None:
         if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
             return None
         return f"this processor ({torch.backends.cpu.get_cpu_capability()}) has neither AVX512_BF16 nor AMX"
-    if device.type == "cuda" and dtype is torch.bfloat16 and not torch.cuda.is_bf16_supported(False):
-        return f"{torch.cuda.get_device_name(device)} has no instructions for it, float16 is for this GPU"
+    if device.type == "cuda" and dtype is torch.bfloat16:
+        return bfloat16_problem(device.index) or None
     return None
