@@ -11,13 +11,12 @@ import torch
 from fasegr.data.datasets.coco_json import without_crowds
 from fasegr.data.instance_masks import window_mask
 from fasegr.data.panoptic_png import read_segment_ids
-from fasegr.data.semantic_labels import label_source as label_file
-from fasegr.data.semantic_labels import semantic_labels as read_label_map
+from fasegr.data.semantic_labels import label_source, semantic_labels
 from fasegr.data.transform import Box
 from fasegr.modeling.meta_arch.instance_inference import Instances
 from fasegr.modeling.meta_arch.panoptic_inference import PanopticSegmentation
 
-__all__ = ["ground_truth_result", "label_file", "read_label_map"]
+__all__ = ["ground_truth_result"]
 
 
 def ground_truth_result(
@@ -38,6 +37,6 @@ def ground_truth_result(
             mask[:] = window_mask(o["segmentation"], size, size, Box(0, 0, *size))
         classes = torch.tensor([o["category_id"] for o in objects], dtype=torch.int64)
         return {kind: Instances(torch.ones(len(objects)), classes, torch.from_numpy(masks))}
-    if kind == "sem_seg_labels" and label_file(record):
-        return {kind: torch.from_numpy(read_label_map(record, ignore_label))}
+    if kind == "sem_seg_labels" and label_source(record):
+        return {kind: torch.from_numpy(semantic_labels(record, ignore_label))}
     return None

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from fasegr.d2 import comm
 from fasegr.data.image_io import check_label_size, check_label_values
+from fasegr.data.semantic_labels import label_source, semantic_labels
 from fasegr.evaluation.boundary import boundary_mask, boundary_width
 from fasegr.evaluation.confusion_matrix import PixelCounts, confusion_matrix, nanmean
 from fasegr.evaluation.evaluator import Evaluator
-from fasegr.evaluation.ground_truth import label_file, read_label_map
 from fasegr.evaluation.image_counts import Recorder
 from fasegr.evaluation.labels import predicted_labels
 from fasegr.evaluation.prediction_files import (
@@ -84,7 +84,7 @@ class SemSegEvaluator(Evaluator):
         self.ignore_label: int = self.metadata.get("ignore_label", 255)
         to_contiguous = self.metadata.get("stuff_dataset_id_to_contiguous_id", {})
         self._dataset_ids = {contiguous: dataset for dataset, contiguous in to_contiguous.items()}
-        self._require_ground_truth(not self._records or any(map(label_file, self._records.values())), "label maps")
+        self._require_ground_truth(not self._records or any(map(label_source, self._records.values())), "label maps")
         self._label_names = label_file_names(self._records) if self.save_labels else {}
         self._submission_names = submission_file_names(self._records) if save_submission else {}
         self._submission_ids = self.metadata.get("submission_ids")
@@ -109,7 +109,7 @@ class SemSegEvaluator(Evaluator):
     def _process_image(self, record: Mapping[str, Any], output: Mapping[str, Tensor]) -> None:
         """output: {"sem_seg": (C, H, W)} or {"sem_seg_labels": (H, W)}."""
         prediction = self._predicted_labels(output, record["file_name"])
-        ground_truth = self._ground_truth(record, prediction) if label_file(record) else None
+        ground_truth = self._ground_truth(record, prediction) if label_source(record) else None
         self._save(record["file_name"], prediction)
         if ground_truth is not None:
             self._count(record, ground_truth, prediction, output.get("sem_seg"))
@@ -133,8 +133,8 @@ class SemSegEvaluator(Evaluator):
 
     def _ground_truth(self, record: Mapping[str, Any], prediction: Tensor) -> Tensor:
         """(H, W) class indices, num_classes for ignored pixels, on the prediction's device."""
-        path = label_file(record)
-        labels = read_label_map(record, self.ignore_label)
+        path = label_source(record)
+        labels = semantic_labels(record, self.ignore_label)
         check_label_size(path, labels.shape, record["file_name"], tuple(prediction.shape))
         check_label_values(labels, self.num_classes, self.ignore_label, path)
         ignored = labels == self.ignore_label

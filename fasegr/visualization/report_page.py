@@ -17,7 +17,7 @@ from PIL import Image
 
 from fasegr.d2 import DatasetCatalog
 from fasegr.data.image_io import open_image, read_label
-from fasegr.evaluation.ground_truth import read_label_map
+from fasegr.data.semantic_labels import semantic_labels
 from fasegr.evaluation.image_counts import DISTANCES
 from fasegr.evaluation.regions import SIZES
 from fasegr.evaluation.report import read_report
@@ -449,7 +449,7 @@ def _truth(dataset: str, row: Mapping[str, Any], ignore_label: int) -> np.ndarra
             f"the ground truth of {row['file_name']} is no label map of class numbers, and the dataset that reads it, "
             f"{dataset}, is known only to its config"
         )
-    return read_label_map(record, ignore_label)
+    return semantic_labels(record, ignore_label)
 
 
 def _check_shapes(photo: Image.Image, *maps: np.ndarray) -> None:

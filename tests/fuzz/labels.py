@@ -11,7 +11,7 @@ from fasegr.data.augmentation import RandomCrop, ResizeCropFlip, ResizeShortestE
 from fasegr.data.dataset_mappers import SemanticMapper
 from fasegr.data.datasets.folder import load_folder, read_classes
 from fasegr.data.image_io import check_label_values
-from fasegr.evaluation.ground_truth import read_label_map
+from fasegr.data.semantic_labels import semantic_labels
 from tests.fuzz.mutation import spoil, with_png_checksums
 
 SIZE = (43, 61)
@@ -58,6 +58,6 @@ def read(mapper: SemanticMapper, folder: Path) -> str:
     read_classes(folder / "classes.txt")
     (record,) = load_folder("mine", folder / "images", folder / "labels")
     mapper(record, np.random.default_rng(0))
-    labels = read_label_map(record)
+    labels = semantic_labels(record)
     check_label_values(labels, 4, 255, record["sem_seg_file_name"])
     return "a sample and its truth"

@@ -10,8 +10,9 @@ from fasegr.data.augmentation import LargeScaleJitter
 from fasegr.data.dataset_mappers import PanopticMapper
 from fasegr.data.datasets.coco_json import read_categories, register_panoptic
 from fasegr.data.panoptic_png import write_segment_ids
+from fasegr.data.semantic_labels import semantic_labels
 from fasegr.evaluation import PanopticEvaluator
-from fasegr.evaluation.ground_truth import ground_truth_result, read_label_map
+from fasegr.evaluation.ground_truth import ground_truth_result
 from tests.fuzz.instances import SIZES, categories, samples, write_images, write_spoilt
 from tests.fuzz.mutation import spoil, with_png_checksums
 
@@ -58,7 +59,7 @@ def read(shared: tuple, folder: Path) -> str:
     records = samples("own", PanopticMapper(LargeScaleJitter(32, 0.5, 2.0, "horizontal"), 3))
     evaluator = PanopticEvaluator("own", distributed=False)
     for record in records:
-        read_label_map(record)
+        semantic_labels(record)
         evaluator.process([record], [ground_truth_result(record, "panoptic_seg", (record["height"], record["width"]))])
     scores = evaluator.evaluate()["panoptic_seg"]
     if not (np.isnan(scores["PQ"]) or scores["PQ"] <= 100):
