@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 
 __all__ = ["SIGNALS", "Interrupted", "Interruption"]
 
@@ -85,6 +86,10 @@ class Interruption:
             if self._lost_worker is not None:
                 raise self._lost_worker
             yield
+        except RuntimeError:
+            if self._lost_worker is None:
+                raise
+            raise self._lost_worker from None  # the loader noticed it too, after its timeout and in other words
         finally:
             self._waiting = False
             self._hold_back_torch()
@@ -98,9 +103,10 @@ class Interruption:
         try:
             self._before[signal.SIGCHLD](signum, frame)
         except RuntimeError as error:
-            if self._waiting or self._may_raise:
-                raise
             self._lost_worker = error
+            # Python prints what a finalizer raises, and goes on.
+            if (self._waiting or self._may_raise) and not _in_finalizer(frame):
+                raise
 
     def _handle(self, signum: int, frame) -> None:
         if os.getpid() != self._pid:  # in a process that was forked with this handler
@@ -124,3 +130,12 @@ class Interruption:
 def _nohup(signum: int) -> bool:
     """Whether the program was started to outlive its terminal."""
     return signal.Signals(signum).name == "SIGHUP" and signal.getsignal(signum) is signal.SIG_IGN
+
+
+def _in_finalizer(frame: FrameType | None) -> bool:
+    """Whether the garbage collector called some part of `frame`'s stack."""
+    while frame is not None:
+        if frame.f_code.co_name == "__del__":
+            return True
+        frame = frame.f_back
+    return False

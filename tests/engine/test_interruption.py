@@ -50,23 +50,42 @@ def test_a_terminal_that_is_gone_stops_nothing(monkeypatch):
         assert noted.signum == signal.SIGHUP
 
 
-def test_the_death_of_a_data_worker_waits_until_batches_are_waited_for():
+@pytest.fixture
+def torch_handler():
     def as_torch_does(signum, frame):
         raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed. ")
 
     before = signal.getsignal(signal.SIGCHLD)
-    try:
-        with Interruption() as noted:
-            with noted.waiting_for_workers():
-                signal.signal(signal.SIGCHLD, as_torch_does)  # when a loader starts
-            send(signal.SIGCHLD)  # in the middle of a step
-            with pytest.raises(RuntimeError, match="Killed"), noted.waiting_for_workers():
-                pytest.fail("it had died already")
-        with Interruption() as noted, pytest.raises(RuntimeError, match="Killed"), noted.waiting_for_workers():
+    yield as_torch_does
+    signal.signal(signal.SIGCHLD, before)
+
+
+def test_the_death_of_a_data_worker_waits_until_batches_are_waited_for(torch_handler):
+    with Interruption() as noted:
+        with noted.waiting_for_workers():
+            signal.signal(signal.SIGCHLD, torch_handler)  # when a loader starts
+        send(signal.SIGCHLD)  # in the middle of a step
+        with pytest.raises(RuntimeError, match="Killed"), noted.waiting_for_workers():
+            pytest.fail("it had died already")
+    with Interruption() as noted, pytest.raises(RuntimeError, match="Killed"), noted.waiting_for_workers():
+        send(signal.SIGCHLD)
+    assert signal.getsignal(signal.SIGCHLD) == torch_handler
+
+
+def test_the_death_of_a_data_worker_is_not_lost_in_a_finalizer(torch_handler, capsys):
+    class Collected:
+        def __del__(self):
             send(signal.SIGCHLD)
-        assert signal.getsignal(signal.SIGCHLD) == as_torch_does
-    finally:
-        signal.signal(signal.SIGCHLD, before)
+
+    with Interruption() as noted:
+        with noted.waiting_for_workers():
+            signal.signal(signal.SIGCHLD, torch_handler)
+        with pytest.raises(RuntimeError, match="Killed"), noted.waiting_for_workers():
+            Collected()
+            raise RuntimeError("DataLoader worker (pid(s) 1) exited unexpectedly")  # as the loader does a little later
+        with pytest.raises(RuntimeError, match="Killed"), noted.waiting_for_workers():
+            pytest.fail("it had died already")
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_at_once_raises_for_signals_now_and_before():
