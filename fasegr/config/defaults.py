@@ -174,6 +174,7 @@ def add_fasegr_config(cfg: CN) -> None:
     cfg.SOLVER.ACCUMULATE = 1                      # split each batch of IMS_PER_BATCH in as many parts to save memory
     cfg.SOLVER.COMPRESS_GRADIENTS = False          # processes exchange gradients as bfloat16: half the bytes, 8 bits
     cfg.SOLVER.AMP.DTYPE = "float16"
+    cfg.SOLVER.GRADIENT_CHECKPOINTING = False      # backbone, pixel decoder: less memory, steps a third longer
 
     cfg.TEST.SAVE_LABELS = False                   # predictions as label PNGs in OUTPUT_DIR/inference
     cfg.TEST.SAVE_SUBMISSION = False               # in the format of the benchmark's server (ADE20K, Cityscapes)

@@ -301,6 +301,7 @@ KEYS: dict[str, Allowed] = {
     "SOLVER.AMP.ENABLED": FLAG,
     "SOLVER.COMPRESS_GRADIENTS": FLAG,
     "SOLVER.AMP.DTYPE": one_of("float16", "bfloat16"),
+    "SOLVER.GRADIENT_CHECKPOINTING": FLAG,
     "TEST.EVAL_PERIOD": integer(0, 10**9, "; 0 evaluates only at the end"),
     "TEST.EXPECTED_RESULTS": one_of([]),
     "TEST.PRECISE_BN.ENABLED": one_of(False),
@@ -490,6 +491,17 @@ RULES: list[tuple[Sequence[str], Callable[..., Any], str]] = [
         ["SOLVER.ACCUMULATE", "SOLVER.IMS_PER_BATCH"],
         lambda parts, batch: batch % parts,
         "it must divide the batch",
+    ),
+    (
+        ["MODEL.SWIN.USE_CHECKPOINT", "SOLVER.GRADIENT_CHECKPOINTING"],
+        lambda swin, every: swin and every,
+        "GRADIENT_CHECKPOINTING does the same for every backbone; set USE_CHECKPOINT False, or blocks are computed "
+        "three times",
+    ),
+    (
+        ["SPEED.COMPILE", "SOLVER.GRADIENT_CHECKPOINTING"],
+        lambda compiled, checkpointing: compiled and checkpointing,
+        "torch.compile cannot follow it; set one of them to False",
     ),
     (
         ["SOLVER.NESTEROV", "SOLVER.MOMENTUM", "SOLVER.OPTIMIZER"],

@@ -15,6 +15,7 @@ SWIN = ["MODEL.BACKBONE.NAME", "build_fasegr_swin_backbone"]
 TIMM = ["MODEL.BACKBONE.NAME", "build_timm_backbone"]
 ENCODER_MAPS = "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES"
 PANOPTIC_ONLY = ["MODEL.MASK_FORMER.TEST.SEMANTIC_ON", False, "MODEL.MASK_FORMER.TEST.PANOPTIC_ON", True]
+CHECKPOINTING = ["SOLVER.GRADIENT_CHECKPOINTING", True]
 WINDOW = ["TEST.SLIDING_WINDOW.ENABLED", True]
 
 
@@ -40,6 +41,8 @@ WINDOW = ["TEST.SLIDING_WINDOW.ENABLED", True]
         (["MODEL.MASK_FORMER.PRE_NORM", True], "PRE_NORM is True"),
         (["SOLVER.ACCUMULATE", 3], "ACCUMULATE is 3 with SOLVER.IMS_PER_BATCH 16; it must divide"),
         (["SOLVER.AMP.DTYPE", "float8"], "'float16' or 'bfloat16'"),
+        ([*SWIN, "MODEL.SWIN.USE_CHECKPOINT", True, *CHECKPOINTING], "set USE_CHECKPOINT False"),
+        (["SPEED.COMPILE", True, *CHECKPOINTING], "torch.compile cannot follow it"),
         (["INPUT.FORMAT", "BGR"], "'RGB'"),
         (["MODEL.DEVICE", "abacus"], "one of cuda, cpu"),
         (["MODEL.SEM_SEG_HEAD.NUM_CLASSES", 0], "NUM_CLASSES is 0"),

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from fasegr.d2 import META_ARCH_REGISTRY, Backbone, MetadataCatalog, build_backbone, build_sem_seg_head, configurable
 from fasegr.modeling import ops
 from fasegr.modeling.criterion import SetCriterion
+from fasegr.modeling.gradient_checkpointing import checkpoint_blocks
 from fasegr.modeling.matcher import HungarianMatcher
 from fasegr.modeling.meta_arch.image_prediction import ImagePrediction
 from fasegr.modeling.meta_arch.instance_inference import instances
@@ -34,6 +35,7 @@ class FASeg(nn.Module):
     have several panoptic segments each; with panoptic_on, only these classes have instances.
     object_mask_threshold, overlap_threshold: of `panoptic_segments`. max_instances: per image.
     channels_last: memory format of maps and convolution weights, the fastest on a GPU's tensor cores.
+    gradient_checkpointing: training keeps only the inputs of the blocks of backbone and pixel decoder.
     compile: backbone and head with `torch.compile`, at their first call and for each new kind of input.
     """
 
@@ -60,6 +62,7 @@ class FASeg(nn.Module):
         overlap_threshold: float = 0.8,
         max_instances: int = 100,
         channels_last: bool = False,
+        gradient_checkpointing: bool = False,
         compile: bool = False,
     ):
         super().__init__()
@@ -90,6 +93,9 @@ class FASeg(nn.Module):
         if channels_last:
             self.memory_format = torch.channels_last
             self.to(memory_format=self.memory_format)
+        if gradient_checkpointing:
+            checkpoint_blocks(backbone)
+            checkpoint_blocks(sem_seg_head.pixel_decoder)
         if compile:
             backbone.compile()
             sem_seg_head.compile()
@@ -141,6 +147,7 @@ class FASeg(nn.Module):
             "overlap_threshold": former.TEST.OVERLAP_THRESHOLD,
             "max_instances": cfg.TEST.DETECTIONS_PER_IMAGE,
             "channels_last": cfg.MODEL.DEVICE.startswith("cuda"),
+            "gradient_checkpointing": cfg.SOLVER.GRADIENT_CHECKPOINTING,
             "compile": cfg.SPEED.COMPILE,
         }
 
