@@ -44,6 +44,7 @@ setup(
         "numpy>=2.2",
         "scipy",
         "pillow",
+        "opencv-python-headless>=4.10",
         "matplotlib",
         "contourpy",
         "markupsafe",

@@ -1,13 +1,25 @@
 #!/usr/bin/env python3
-"""Draw the predictions of a trained model over images.
+"""Draw the predictions of a trained model over images and videos.
 
 python demo/demo.py --config-file CONFIG --input street.jpg holiday/ 'shots/*.png' --output out \\
     --opts MODEL.WEIGHTS model.pth
+python demo/demo.py --config-file CONFIG --video-input drive.mp4 --output seen.mp4 --opts MODEL.WEIGHTS model.pth
+python demo/demo.py --config-file CONFIG --webcam --opts MODEL.WEIGHTS model.pth
 
 For each image, OUTPUT gets NAME_overlay.png and, with --labels, NAME_labels.png, whose values are class indices.
 --save coco cvat labelme png confidence writes the predictions for labelling tools, to coco.json, cvat.xml, labelme/,
 png/ and confidence/ in OUTPUT.
-Files that fail are listed at the end; the others are done. Exit code: 0, 1 if a file failed, 2 if nothing was done.
+
+A video input is a file or a folder of frames of one size, in the order of their names. OUTPUT is then a video
+(.webm plays in browsers, .mp4 in most players), beside which --labels writes NAME_labels/FRAME.png; without --output,
+a window shows it, as with --webcam.
+
+--confidence leaves out what the model is less sure of: instances of a lower score, and pixels whose class has a smaller
+share of their scores. --min-area leaves out what is smaller: instances, panoptic segments, and connected parts of one
+class. Pixels left out are not painted, and are 255 in label files.
+
+Files and frames that fail are listed at the end; the others are done. Exit code: 0, 1 if one failed, 2 if nothing was
+done.
 """
 
 from __future__ import annotations
@@ -27,6 +39,7 @@ import omp_policy  # noqa: F401 (before torch)
 import torch
 from tqdm import tqdm
 
+from demo.drawing import Drawing
 from fasegr import Predictor, load_cfg
 from fasegr.d2 import MetadataCatalog, setup_logger
 from fasegr.data.datasets.image_files import IMAGE_SUFFIXES, find_files
@@ -47,24 +60,49 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--config-file", required=True, metavar="YAML", help="the config that the model was trained with"
     )
-    parser.add_argument(
-        "--input", required=True, nargs="+", help="images, folders (searched recursively), glob patterns"
-    )
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the results")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--input", nargs="+", help="images, folders (searched recursively), glob patterns")
+    source.add_argument("--video-input", metavar="FILE", help="a video file, or a folder of frames")
+    source.add_argument("--webcam", action="store_true", help="the first camera, shown in a window; Esc ends")
+    parser.add_argument("--output", metavar="PATH", help="folder for the results; with --video-input, a video file")
     parser.add_argument("--labels", action="store_true", help="also write class indices, as grey PNGs")
     parser.add_argument(
         "--save", nargs="+", default=[], choices=FORMATS, metavar="FORMAT", help=f"also write {', '.join(FORMATS)}"
     )
     parser.add_argument(
-        "--min-score", type=float, default=0.5, help="draw instances of at least this score (0 to 1, default: 0.5)"
+        *("--confidence", "--min-score"),
+        type=float,
+        metavar="SHARE",
+        help="leave out what is less sure, 0 to 1 (default: 0.5 for instances, 0 for pixels)",
+    )
+    parser.add_argument(
+        "--min-area", type=int, default=0, metavar="PIXELS", help="leave out what has fewer pixels (default: 0)"
     )
     parser.add_argument("--alpha", type=float, default=0.5, help="0 shows the image, 1 the colours (default: 0.5)")
+    parser.add_argument(
+        "--batch-size", type=int, default=1, metavar="N", help="frames at a time, more is faster on a GPU (default: 1)"
+    )
+    parser.add_argument("--fps", type=float, help="frames a second of the video (default: the input's; of a folder 25)")
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys, at least MODEL.WEIGHTS"
     )
     args = parser.parse_args(argv)
-    if not 0 <= args.min_score <= 1:
-        parser.error(f"--min-score is {args.min_score}; it must be between 0 (all instances) and 1")
+    if args.input and not args.output:
+        parser.error("--input needs --output, the folder for the results")
+    if args.webcam and args.output:
+        parser.error("--webcam shows its result in a window and writes nothing; leave --output out")
+    if args.save and not args.input:
+        parser.error("--save goes with --input; of a video, --labels writes the classes of each frame")
+    if args.labels and not args.output:
+        parser.error("--labels needs --output")
+    if args.confidence is not None and not 0 <= args.confidence <= 1:
+        parser.error(f"--confidence is {args.confidence}; it must be between 0 (leave nothing out) and 1")
+    if args.min_area < 0:
+        parser.error(f"--min-area is {args.min_area}; it must be at least 0 pixels")
+    if args.batch_size < 1:
+        parser.error(f"--batch-size is {args.batch_size}; it must be at least 1")
+    if args.fps is not None and not 0 < args.fps <= 1000:
+        parser.error(f"--fps is {args.fps}; it must be above 0 and at most 1000 frames a second")
     if not 0 <= args.alpha <= 1:
         parser.error(f"--alpha is {args.alpha}; it must be between 0 (image only) and 1 (colours only)")
     return args
@@ -122,8 +160,7 @@ def run(
     predictor: Predictor,
     targets: dict[Path, tuple[Path, Path]],
     labels: bool,
-    alpha: float,
-    min_score: float,
+    drawing: Drawing,
     saved: PredictionFiles | None = None,
 ) -> dict[Path, str]:
     """Process all images. saved: other files to write. Returns the error messages of those that failed."""
@@ -134,9 +171,9 @@ def run(
             progress.set_postfix_str(file.name)
             try:
                 image = open_image(file)
-                result = predictor(image)
+                result = drawing.chosen(predictor(image))
                 overlay.parent.mkdir(parents=True, exist_ok=True)
-                predictor.draw(image, result, alpha, min_score).save(overlay)
+                drawing.draw(predictor, image, result, legend=True).save(overlay)
                 if labels:
                     write_label_png(predicted_labels(result).cpu().numpy(), label_map, len(predictor.class_names))
                 if saved is not None:
@@ -149,32 +186,74 @@ def run(
     return failed
 
 
-def saved_files(args: argparse.Namespace, cfg, predictor: Predictor) -> PredictionFiles | None:
+def saved_files(args: argparse.Namespace, cfg, predictor: Predictor, min_score: float) -> PredictionFiles | None:
     """What --save writes. The ids in COCO's files are those of the first test dataset, or count from 1."""
     if not args.save:
         return None
     metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0]) if cfg.DATASETS.TEST else {}
     if class_list(metadata)[0] is None:
         metadata = {"stuff_classes": predictor.class_names}
-    return PredictionFiles(args.output, args.save, categories_of(metadata, lambda number: predictor.colors))
+    return PredictionFiles(args.output, args.save, categories_of(metadata, lambda number: predictor.colors), min_score)
+
+
+def drawing_of(args: argparse.Namespace, cfg) -> Drawing:
+    """What the arguments say of drawing. Raises ValueError for what the model has no numbers for."""
+    test = cfg.MODEL.MASK_FORMER.TEST
+    if args.labels and not test.SEMANTIC_ON:
+        raise ValueError(
+            "--labels writes a class for each pixel, which this config does not predict "
+            "(MODEL.MASK_FORMER.TEST.SEMANTIC_ON is False); set it True or leave --labels out"
+        )
+    if args.confidence is None:
+        return Drawing(args.alpha, min_area=args.min_area)
+    if test.PANOPTIC_ON and not cfg.TEST.AUG.ENABLED:
+        raise ValueError(
+            f"--confidence is {args.confidence}, and panoptic segments have no score of their own; "
+            "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD says from which class probability on they are made"
+        )
+    if test.SEMANTIC_ON and test.SEMANTIC_OUTPUT == "labels" and args.confidence > 0:
+        raise ValueError(
+            f"--confidence is {args.confidence}, which needs scores, and this config predicts only labels; set "
+            "MODEL.MASK_FORMER.TEST.SEMANTIC_OUTPUT scores"
+        )
+    return Drawing(args.alpha, args.confidence, args.confidence, args.min_area)
+
+
+def run_video(args: argparse.Namespace, predictor: Predictor, drawing: Drawing) -> int:
+    """--video-input and --webcam. Returns the exit code."""
+    from demo import video  # imports OpenCV, which images do without
+
+    if args.webcam:
+        print(f"{video.show_camera(predictor, drawing)} frames shown")
+        return 0
+    frames = video.open_frames(args.video_input, args.fps)
+    if not args.output:
+        print(f"{video.show_frames(predictor, frames, drawing)} frames shown")
+        return 0
+    output = video.video_name(args.output, args.video_input)
+    labels = output.with_name(f"{output.stem}_labels") if args.labels else None
+    done, failed = video.segment_frames(predictor, frames, output, drawing, args.batch_size, labels)
+    print(f"{done} frames done; the result is {output}" + (f", and labels are in {labels}" if labels else ""))
+    if failed:
+        print("Failed:", *(f"  {message}" for message in failed), sep="\n", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     with readable_errors():
         setup_logger(name="fasegr")
-        targets = output_files(find_images(args.input, args.output), args.output, args.labels)
+        if args.input:
+            targets = output_files(find_images(args.input, args.output), args.output, args.labels)
         save = ["TEST.SAVE_PREDICTIONS", str(args.save)] if args.save else []
         cfg = load_cfg(args.config_file, [*args.opts, *save])
         tune_process(tuned_allocator=cfg.SPEED.TUNED_ALLOCATOR, threads=cfg.SPEED.THREADS)
-        if args.labels and not cfg.MODEL.MASK_FORMER.TEST.SEMANTIC_ON:
-            raise ValueError(
-                "--labels writes a class for each pixel, which this config does not predict "
-                "(MODEL.MASK_FORMER.TEST.SEMANTIC_ON is False); set it True or leave --labels out"
-            )
+        drawing = drawing_of(args, cfg)
         predictor = Predictor(cfg)
-        saved = saved_files(args, cfg, predictor)
-    failed = run(predictor, targets, args.labels, args.alpha, args.min_score, saved)
+        if not args.input:
+            return run_video(args, predictor, drawing)
+        saved = saved_files(args, cfg, predictor, drawing.min_score)
+    failed = run(predictor, targets, args.labels, drawing, saved)
     print(f"{len(targets) - len(failed)} of {len(targets)} images done; the results are in {args.output}")
     if failed:
         print("Failed:", *(f"  {message}" for message in failed.values()), sep="\n", file=sys.stderr)

@@ -36,7 +36,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "train": Command("train_net", "run", "train a model, on one CPU or many GPUs"),
     "eval": Command("train_net", "run", "score a model on DATASETS.TEST", ("--eval-only",)),
-    "predict": Command("demo.demo", "main", "draw the predictions of a model over pictures"),
+    "predict": Command("demo.demo", "main", "draw the predictions of a model over pictures and videos"),
     "inspect": Command("tools.inspect_dataset", "main", "look at a dataset before training: a page of what is in it"),
     "export": Command("tools.export_model", "main", "write a model to an ONNX file, or torch.export's"),
     "attention": Command("tools.visualize_attention", "main", "draw where the queries of a model look"),

@@ -25,7 +25,7 @@ from fasegr.utils.files import replacing, write_json
 __all__ = ["FORMATS", "Category", "PredictionFiles", "PredictionWriter", "categories_of"]
 
 FORMATS = ("coco", "cvat", "labelme", "png", "confidence")
-MIN_SCORE = 0.5  # of an instance that becomes an annotation
+MIN_SCORE = 0.5
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -66,12 +66,20 @@ class PredictionFiles:
     png/*.png (class indices with the colours of the classes; 255 where nothing is predicted) and confidence/*.png
     (grey, 0 to 255 for 0 to 100 %).
 
-    Annotations are made from panoptic segments if the result has some, else from instances of a score of at least 0.5,
-    else from the classes of pixels: one annotation for each class. Polygons differ from the masks by less than 2 %;
-    exact masks are in the files of TEST.SAVE_JSON.
+    Annotations are made from panoptic segments if the result has some, else from instances of a score of at least
+    `min_score`, else from the classes of pixels: one annotation for each class. Polygons differ from the masks by
+    less than 2 %; exact masks are in the files of TEST.SAVE_JSON.
     """
 
-    def __init__(self, folder: str | os.PathLike, formats: Sequence[str], categories: Sequence[Category]):
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        formats: Sequence[str],
+        categories: Sequence[Category],
+        min_score: float = MIN_SCORE,
+    ):
+        """min_score: of an instance that becomes an annotation."""
+        self.min_score = min_score
         self.folder = Path(folder)
         self.formats = frozenset(formats)
         self.categories = list(categories)
@@ -125,7 +133,7 @@ class PredictionFiles:
         elif "instances" in result:
             instances = result["instances"]
             size = tuple(instances.pred_masks.shape[-2:])
-            kept = (instances.scores >= MIN_SCORE).nonzero()[:, 0].tolist() if needed else ()
+            kept = (instances.scores >= self.min_score).nonzero()[:, 0].tolist() if needed else ()
             found = (
                 (int(instances.pred_classes[i]), float(instances.scores[i]), instances.pred_masks[i].cpu().numpy())
                 for i in kept
@@ -133,7 +141,7 @@ class PredictionFiles:
         else:
             labels = predicted_labels(result).cpu().numpy()
             size = labels.shape
-            found = ((int(c), None, labels == c) for c in np.unique(labels)) if needed else ()
+            found = ((int(c), None, labels == c) for c in np.unique(labels) if c >= 0) if needed else ()
         return [self._predicted(*each) for each in found], tuple(map(int, size))
 
     def _predicted(self, label: int, score: float | None, mask: np.ndarray) -> Predicted:
@@ -154,7 +162,8 @@ class PredictionFiles:
         image.save(path)
 
     def _write_confidence(self, path: Path, result: Mapping[str, Any]) -> None:
-        sure = confidence(result["sem_seg"], predicted_labels(result))
+        scores = result["sem_seg"]
+        sure = confidence(scores, predicted_labels({"sem_seg": scores}))  # also where labels are left out
         Image.fromarray((255 * sure).round().byte().cpu().numpy()).save(path)
 
     def _labelme(self, entry: ImageEntry, path: Path) -> dict:

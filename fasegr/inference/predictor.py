@@ -25,6 +25,8 @@ from fasegr.visualization.overlays import palette
 
 __all__ = ["Predictor"]
 
+ImageLike = str | os.PathLike | Image.Image | np.ndarray  # a file, or RGB: uint8 (H, W, 3)
+
 # PIL modes whose conversion to RGB keeps the picture; 16-bit ones would be clipped.
 _MODES = ("RGB", "L", "P", "RGBA", "RGBX", "LA", "PA", "1", "CMYK", "YCbCr", "HSV", "LAB")
 
@@ -90,31 +92,42 @@ class Predictor:
             "colors": colors if names else None,
         }
 
-    @torch.inference_mode()
-    def __call__(self, image: str | os.PathLike | Image.Image | np.ndarray) -> dict[str, Any]:
+    def __call__(self, image: ImageLike) -> dict[str, Any]:
         """image: a file name (turned upright as its EXIF says), a PIL image, or uint8 (H, W, 3) RGB.
 
         Returns the model's result at the size of the image: "sem_seg" (C, H, W) scores or "sem_seg_labels" (H, W),
         "panoptic_seg" and "instances", those that the config switches on.
         Raises FileNotFoundError or BadFile for a file that cannot be read, ValueError for another kind of image.
         """
+        return self.batch([image])[0]
+
+    @torch.inference_mode()
+    def batch(self, images: Sequence[ImageLike]) -> list[dict[str, Any]]:
+        """The results of several images in one pass, such as frames of a video. Smaller ones are padded to the largest,
+        which can change their results a little at the right and bottom. Memory grows with their number."""
+        return self.model([self.sample(image) for image in images])
+
+    def sample(self, image: ImageLike) -> dict[str, Any]:
+        """What the model takes for an image: detectron2's dict, with the image resized as for testing."""
         image = _as_rgb(image)
         pixels = channels_first(resize_image(image, self.resize.output_size(height_and_width(image))))
-        return self.model([{"image": torch.from_numpy(pixels), "height": image.height, "width": image.width}])[0]
+        return {"image": torch.from_numpy(pixels), "height": image.height, "width": image.width}
 
     def draw(
         self,
-        image: str | os.PathLike | Image.Image | np.ndarray,
+        image: ImageLike,
         result: Mapping[str, Any],
         alpha: float = 0.5,
         min_score: float = 0.5,
+        legend: bool = True,
     ) -> Image.Image:
         """The image with its result drawn over it, and the names of segments or classes; see
-        `fasegr.visualization.objects`."""
-        return draw_result(_as_rgb(image), result, self.class_names, self.colors, alpha=alpha, min_score=min_score)
+        `fasegr.visualization.objects`. legend: of the classes, below the image."""
+        names, colors = self.class_names, self.colors
+        return draw_result(_as_rgb(image), result, names, colors, alpha=alpha, min_score=min_score, legend=legend)
 
 
-def _as_rgb(image: str | os.PathLike | Image.Image | np.ndarray) -> Image.Image:
+def _as_rgb(image: ImageLike) -> Image.Image:
     if isinstance(image, str | os.PathLike):
         return open_image(image)
     if isinstance(image, Image.Image):

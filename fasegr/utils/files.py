@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["remove_partial", "replacing", "write_json"]
+__all__ = ["remove_partial", "replacing", "replacing_name", "write_json"]
 
 
 @contextlib.contextmanager
@@ -41,6 +41,20 @@ def replacing(
     except OSError as error:
         error.filename = error.filename or os.fspath(path)  # writing and flushing know only a number
         raise
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(partial)
+
+
+@contextlib.contextmanager
+def replacing_name(path: str | os.PathLike) -> Iterator[str]:
+    """The name of a file that takes the name `path` when the block ends without an error, and is deleted otherwise: for
+    libraries that open files themselves. It has the suffix of `path`, by which they choose the format."""
+    stem, suffix = os.path.splitext(os.fspath(path))
+    partial = f"{stem}.{os.getpid()}.partial{suffix}"
+    try:
+        yield partial
+        os.replace(partial, path)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.remove(partial)
