@@ -60,6 +60,8 @@ setup(
     ],
     extras_require={
         "timm": ["timm>=1.0"],  # other backbones
+        "wandb": ["wandb>=0.17"],  # TRACKERS
+        "mlflow": ["mlflow-skinny>=2.14"],  # TRACKERS; its client, without the server
         "export": ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.20"],  # requirements-export.txt has the reasons
     },
 )

@@ -3,7 +3,8 @@
 SOLVER.REFERENCE_BATCH is the IMS_PER_BATCH that a config's schedule is for; 0 leaves the schedule as it is. With
 s = IMS_PER_BATCH / REFERENCE_BATCH, the learning rate is multiplied by s and everything counted in iterations is
 divided by it, so that training, evaluation and checkpoints cover the same epochs as in the recipe. The number of GPUs
-alone changes nothing: IMS_PER_BATCH is the total batch size.
+alone changes nothing: IMS_PER_BATCH is the total batch size. The decay of an average of the weights becomes decay ** s,
+which covers the same epochs (Busbridge et al., "How to scale your EMA", 2023).
 
 The learning rate scales linearly, as in detectron2 (Goyal et al., "Accurate, Large Minibatch SGD", 2017), although
 theory suggests a square root for Adam. With AdamW the linear rule also preserves the total weight decay: a step shrinks
@@ -59,6 +60,9 @@ def scale_to_batch(cfg: CfgNode, explicit: Collection[str] = ()) -> None:
     if "SOLVER.BASE_LR" not in explicit:
         old["SOLVER.BASE_LR"] = solver.BASE_LR
         new["SOLVER.BASE_LR"] = float(f"{solver.BASE_LR * batch / reference:.12g}")  # 3e-05, not 3.0000000000000004e-05
+    if solver.EMA.ENABLED and "SOLVER.EMA.DECAY" not in explicit:
+        old["SOLVER.EMA.DECAY"] = solver.EMA.DECAY
+        new["SOLVER.EMA.DECAY"] = float(f"{solver.EMA.DECAY ** (batch / reference):.12g}")
     cfg.merge_from_list([word for pair in new.items() for word in pair])
     solver.REFERENCE_BATCH = batch
     changes = ", ".join(f"{key} {old[key]} -> {new[key]}" for key in new if old[key] != new[key])

@@ -174,6 +174,10 @@ def add_fasegr_config(cfg: CN) -> None:
     cfg.SOLVER.ACCUMULATE = 1                      # split each batch of IMS_PER_BATCH in as many parts to save memory
     cfg.SOLVER.COMPRESS_GRADIENTS = False          # processes exchange gradients as bfloat16: half the bytes, 8 bits
     cfg.SOLVER.AMP.DTYPE = "float16"
+    cfg.SOLVER.EMA = CN()                          # exponential moving average of the weights
+    cfg.SOLVER.EMA.ENABLED = False
+    cfg.SOLVER.EMA.DECAY = 0.9998                  # for IMS_PER_BATCH; it follows SOLVER.REFERENCE_BATCH
+    cfg.SOLVER.PATIENCE = 0                        # evaluations without a better score that end a training; 0: never
     cfg.SOLVER.GRADIENT_CHECKPOINTING = False      # backbone, pixel decoder: less memory, steps a third longer
 
     cfg.TEST.SAVE_LABELS = False                   # predictions as label PNGs in OUTPUT_DIR/inference
@@ -187,6 +191,8 @@ def add_fasegr_config(cfg: CN) -> None:
     cfg.TEST.SLIDING_WINDOW.ENABLED = False
     cfg.TEST.SLIDING_WINDOW.SIZE = [512, 512]      # height, width; best the size of the training crops
     cfg.TEST.SLIDING_WINDOW.OVERLAP = 0.5          # least share of a window that the next one covers again
+
+    cfg.TRACKERS = []                              # that get what metrics.json gets: wandb, mlflow
 
     cfg.SPEED = CN()
     cfg.SPEED.TUNED_ALLOCATOR = True               # keep freed memory in the process (glibc, programs only)

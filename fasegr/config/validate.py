@@ -302,6 +302,9 @@ KEYS: dict[str, Allowed] = {
     "SOLVER.COMPRESS_GRADIENTS": FLAG,
     "SOLVER.AMP.DTYPE": one_of("float16", "bfloat16"),
     "SOLVER.GRADIENT_CHECKPOINTING": FLAG,
+    "SOLVER.EMA.ENABLED": FLAG,
+    "SOLVER.EMA.DECAY": number(0, 1, "[)", " (0.9998 keeps about 5,000 iterations)"),
+    "SOLVER.PATIENCE": integer(0, 10**6, " evaluations; 0 never ends a training early"),
     "TEST.EVAL_PERIOD": integer(0, 10**9, "; 0 evaluates only at the end"),
     "TEST.EXPECTED_RESULTS": one_of([]),
     "TEST.PRECISE_BN.ENABLED": one_of(False),
@@ -324,6 +327,7 @@ KEYS: dict[str, Allowed] = {
     "SEED": integer(-1, 2**31 - 1, "; -1 draws one"),
     "CUDNN_BENCHMARK": FLAG,
     "FLOAT32_PRECISION": one_of("", "highest", "high", "medium"),
+    "TRACKERS": several(one_of("wandb", "mlflow"), 0, 2),
     "SPEED.TUNED_ALLOCATOR": FLAG,
     "SPEED.THREADS": integer(0, 1024, "; 0 is torch's default"),
     "SPEED.COMPILE": FLAG,
@@ -497,6 +501,11 @@ RULES: list[tuple[Sequence[str], Callable[..., Any], str]] = [
         lambda swin, every: swin and every,
         "GRADIENT_CHECKPOINTING does the same for every backbone; set USE_CHECKPOINT False, or blocks are computed "
         "three times",
+    ),
+    (
+        ["SOLVER.PATIENCE", "TEST.EVAL_PERIOD", "DATASETS.TEST"],
+        lambda patience, period, names: patience and not (period and names),
+        "it counts evaluations during training: TEST.EVAL_PERIOD must be above 0, with a dataset in DATASETS.TEST",
     ),
     (
         ["SPEED.COMPILE", "SOLVER.GRADIENT_CHECKPOINTING"],

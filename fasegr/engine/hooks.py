@@ -7,7 +7,7 @@ import os
 import re
 import signal
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
 import torch
@@ -19,6 +19,8 @@ from fasegr.checkpoint.loading import compare
 from fasegr.d2 import HookBase, comm
 from fasegr.engine.interruption import Interrupted
 from fasegr.engine.metrics import MetricsFile, set_aside
+from fasegr.engine.trackers import FILE as TRACKERS_FILE
+from fasegr.engine.trackers import Trackers, check_installed
 from fasegr.utils.memory import peak_memory
 from fasegr.utils.nested import flatten
 
@@ -26,7 +28,7 @@ __all__ = ["BestCheckpoint", "Checkpoints", "Evaluation", "LearningRate", "Metri
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT = re.compile(r"model_(best|final|\d+)\.pth")
+CHECKPOINT = re.compile(r"model_((best|final)(_ema)?|\d+)\.pth")
 KEPT = 100  # scalars of each name; detectron2's writers look at the last 20
 LOGGERS = ("fasegr", "detectron2", "fvcore")  # that have handlers of their own
 
@@ -60,10 +62,14 @@ class Metrics(HookBase):
     Place it before the hook that saves.
     """
 
-    def __init__(self, output_dir: str, period: int = 20):
+    def __init__(self, output_dir: str, period: int = 20, trackers: Sequence[str] = ()):
+        """trackers: "wandb", "mlflow", which get the same lines."""
+        check_installed(trackers)
         self.output_dir = output_dir
         self.period = period
         self.file: MetricsFile | None = None
+        self._tracker_names = trackers
+        self._trackers: Trackers | None = None
         self._sums: dict[str, float] = defaultdict(float)
         self._counts: dict[str, int] = defaultdict(int)
 
@@ -72,7 +78,7 @@ class Metrics(HookBase):
             return
         if self.trainer.start_iter == 0:
             checkpoints = [name for name in os.listdir(self.output_dir) if CHECKPOINT.fullmatch(name)]
-            number = set_aside(self.output_dir, ["metrics.json", "last_checkpoint", *checkpoints])
+            number = set_aside(self.output_dir, ["metrics.json", "last_checkpoint", TRACKERS_FILE, *checkpoints])
             if number is not None:
                 logger.warning(
                     "%s holds an earlier run that is not being resumed: this one starts from the beginning. Its "
@@ -80,7 +86,10 @@ class Metrics(HookBase):
                     "and so on; delete them if they are not needed",
                     *(self.output_dir, number, number),
                 )
-        self.file = MetricsFile(self.output_dir, self.trainer.start_iter)
+        start = self.trainer.start_iter
+        self.file = MetricsFile(self.output_dir, start)
+        if self._tracker_names:
+            self._trackers = Trackers(self._tracker_names, self.output_dir, self.trainer.cfg, resumed=start > 0)
 
     def after_step(self) -> None:
         iteration = self.trainer.iter
@@ -98,7 +107,7 @@ class Metrics(HookBase):
         if self.file is not None:
             eta = means["time"] * (self.trainer.max_iter - iteration - 1)
             means |= {"eta_seconds": eta, "memory": _peak_megabytes(self.trainer)}
-            self.file.write(iteration, means)
+            self.write(iteration, means)
             logger.info(self._line(iteration, means))
 
     def _line(self, iteration: int, means: Mapping[str, float]) -> str:
@@ -114,11 +123,15 @@ class Metrics(HookBase):
         """Call this when all hooks are done: the last evaluation writes in its `after_train`."""
         if self.file is not None:
             self.file.close()
+        if self._trackers is not None:
+            self._trackers.close(finished=self.trainer.iter >= self.trainer.max_iter)
 
     def write(self, iteration: int, scalars: Mapping[str, float]) -> None:
         """Write a separate line, for what comes less often than every step."""
         if self.file is not None:
-            self.file.write(iteration, scalars)
+            finite = self.file.write(iteration, scalars)
+            if self._trackers is not None:
+                self._trackers.write(iteration, finite)
 
     def has_scores(self, task: str) -> bool:
         """Whether the run that is resumed here wrote scores `task`/... for its last iteration. The same in all
@@ -135,21 +148,30 @@ class Metrics(HookBase):
 
 
 class Checkpoints(HookBase):
-    """Saves model_ITERATION.pth every `period` iterations, and model_final.pth at the end."""
+    """Saves model_ITERATION.pth every `period` iterations, and model_final.pth at the end.
 
-    def __init__(self, checkpointer: Checkpointer, period: int):
+    average: of the average of the weights, which is saved as model_final_ema.pth.
+    """
+
+    def __init__(self, checkpointer: Checkpointer, period: int, average: Checkpointer | None = None):
         self.checkpointer = checkpointer
         self.period = period
+        self.average = average
         self.complete = self.saved = -1  # the last iterations of which all state is there, and is in a checkpoint
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
         if done == self.trainer.max_iter:
-            self.checkpointer.save("model_final", iteration=self.trainer.iter)
-            self.saved = self.trainer.iter
+            self.save_final()
         elif done % self.period == 0:
             self.save_now()
         self.complete = self.trainer.iter  # the hooks with a state came before this one
+
+    def save_final(self) -> None:
+        if self.average is not None:
+            self.average.save_untagged("model_final_ema", iteration=self.trainer.iter)
+        self.checkpointer.save("model_final", iteration=self.trainer.iter)
+        self.saved = self.trainer.iter
 
     def save_now(self) -> None:
         if self.saved != self.trainer.iter:
@@ -158,14 +180,15 @@ class Checkpoints(HookBase):
 
 
 class BestCheckpoint(HookBase):
-    """Keeps the weights with the highest `score` so far as model_best.pth. Place it before the evaluation.
+    """Keeps the weights with the highest `score` so far as `name`.pth. Place it before the evaluation.
 
     A resumed run reads the score from that file: regular checkpoints are saved before the evaluation.
     """
 
-    def __init__(self, model: torch.nn.Module, output_dir: str, score: str):
+    def __init__(self, model: torch.nn.Module, output_dir: str, score: str, name: str = "model_best"):
         self.checkpointer = Checkpointer(model, output_dir)
-        self.path = os.path.join(output_dir, "model_best.pth")
+        self.name = name
+        self.path = os.path.join(output_dir, f"{name}.pth")
         self.score = score
         self.best = -float("inf")
 
@@ -191,9 +214,9 @@ class BestCheckpoint(HookBase):
         """Save the model, which has these `scores` after `iteration`, if it is the best so far."""
         value = scores.get(self.score, -float("inf"))
         if value > self.best:
-            logger.info("%s is %.2f, the best so far: saving model_best.pth", self.score, value)
+            logger.info("%s is %.2f, the best so far: saving %s.pth", self.score, value, self.name)
             self.best = value
-            self.checkpointer.save_untagged("model_best", iteration=iteration, **{self.score: value})
+            self.checkpointer.save_untagged(self.name, iteration=iteration, **{self.score: value})
 
 
 class Evaluation(HookBase):
@@ -202,14 +225,15 @@ class Evaluation(HookBase):
     If an earlier run was killed during an evaluation, after it had saved its checkpoint, that one is run first.
     """
 
-    def __init__(self, period: int, evaluate: Callable[[], dict], metrics: Metrics, best: BestCheckpoint):
+    def __init__(self, period: int, evaluate: Callable[[], dict], metrics: Metrics, *best: BestCheckpoint):
         """evaluate: called in all processes; returns nested results, {} in all but the main process.
-        best: is shown the scores before they are written to `metrics`."""
+        best: one or more, which are shown the scores before they are written to `metrics`."""
         self.period = period
         self.evaluate = evaluate
         self.metrics = metrics
         self.best = best
-        self.task = best.score.rpartition("/")[0]
+        self.task = best[0].score.rpartition("/")[0]
+        self._last = -1  # iteration after which it was run last
 
     def before_train(self) -> None:
         done = self.trainer.start_iter
@@ -225,6 +249,8 @@ class Evaluation(HookBase):
     def after_train(self) -> None:
         start, end = self.trainer.start_iter, self.trainer.max_iter
         if self.trainer.iter < max(start + 1, end):  # after a failure or an interruption
+            return
+        if self._last == max(start, end) - 1:  # the training has ended early, with an evaluation
             return
         if start >= end and self.metrics.has_scores(self.task):
             logger.info("Its evaluation is in metrics.json, too: nothing is left to do")
@@ -244,7 +270,9 @@ class Evaluation(HookBase):
                 raise
             raise Interrupted(interruption.signum) from error
         self.trainer.storage.put_scalars(smoothing_hint=False, cur_iter=iteration, **scores)
-        self.best.keep(iteration, scores)  # before the line: a run killed in between evaluates again
+        for best in self.best:
+            best.keep(iteration, scores)  # before the line: a run killed in between evaluates again
+        self._last = iteration
         self.metrics.write(iteration, scores)
         comm.synchronize()
 

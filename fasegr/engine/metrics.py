@@ -66,7 +66,8 @@ class MetricsFile:
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by `close`)
         self._board = TensorBoardFile(output_dir, start_iter)
 
-    def write(self, iteration: int, scalars: Mapping[str, float]) -> None:
+    def write(self, iteration: int, scalars: Mapping[str, float]) -> dict[str, float]:
+        """Returns what was written: the scalars that are finite."""
         finite = {name: value for name, value in scalars.items() if math.isfinite(value)}
         line = (json.dumps({"iteration": iteration, **finite}) + "\n").encode()
         try:
@@ -77,6 +78,7 @@ class MetricsFile:
             error.filename = self._file.name
             raise
         self._board.write(iteration, finite)
+        return finite
 
     def close(self) -> None:
         self._file.close()

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fasegr.checkpoint import Checkpointer
 from fasegr.d2 import DatasetEvaluator, DatasetEvaluators, DefaultTrainer, EventStorage, HookBase, build_model, comm
 from fasegr.data.build import TrainingSampler, build_test_loader, build_train_loader, with_class_weights
+from fasegr.engine.early_stop import Patience
 from fasegr.engine.hooks import BestCheckpoint, Checkpoints, Evaluation, LearningRate, Metrics, Progress
 from fasegr.engine.interruption import Interrupted, Interruption
 from fasegr.engine.lr_scheduler import build_lr_scheduler
@@ -26,6 +27,7 @@ from fasegr.engine.process_settings import sizes_that_vary
 from fasegr.engine.seed import draw_seed, seed_all
 from fasegr.engine.train_step import NonFiniteLoss, TrainStep
 from fasegr.engine.watch import tell
+from fasegr.engine.weight_average import WeightAverage
 from fasegr.evaluation import build_evaluator, inference_dir, main_score
 from fasegr.evaluation.prediction_writer import PredictionWriter
 from fasegr.inference.sliding_window import with_sliding_window
@@ -141,41 +143,63 @@ class Trainer(DefaultTrainer):
     @classmethod
     def test_with_TTA(cls, cfg, model: nn.Module) -> dict:
         """The same with TEST.AUG's sizes and mirror images, as sem_seg_TTA; files go to OUTPUT_DIR/inference_TTA."""
-        names = cfg.DATASETS.TEST
-        folders = [inference_dir(cfg, name, "inference_TTA") for name in names]
-        model, cfg = SemanticSegmentorWithTTA(cfg, model), tta_cfg(cfg)
-        evaluators = [cls.build_evaluator(cfg, *pair) for pair in zip(names, folders, strict=True)]
+        return cls._test_apart(tta_cfg(cfg), SemanticSegmentorWithTTA(cfg, model), "TTA")
+
+    @classmethod
+    def _test_apart(cls, cfg, model: nn.Module, suffix: str) -> dict:
+        """Results with a suffix to the names of tasks; files go to OUTPUT_DIR/inference_SUFFIX."""
+        names, folder = cfg.DATASETS.TEST, f"inference_{suffix}"
+        evaluators = [cls.build_evaluator(cfg, name, inference_dir(cfg, name, folder)) for name in names]
         results = super().test(cfg, model, evaluators)
-        write_report_pages(cfg, "inference_TTA")
+        write_report_pages(cfg, folder)
         if len(names) == 1:
-            return {f"{task}_TTA": scores for task, scores in results.items()}
-        return {name: {f"{task}_TTA": scores for task, scores in results[name].items()} for name in results}
+            return {f"{task}_{suffix}": scores for task, scores in results.items()}
+        return {name: {f"{task}_{suffix}": scores for task, scores in results[name].items()} for name in results}
 
     def build_hooks(self) -> list[HookBase]:
         """The same in all processes: the main one saves the hooks' states, and every process loads them."""
         cfg = self.cfg
         me = weakref.proxy(self)  # hooks must not keep the trainer alive
-        self._metrics = metrics = Metrics(cfg.OUTPUT_DIR)
+        self._metrics = metrics = Metrics(cfg.OUTPUT_DIR, trackers=cfg.TRACKERS)
         self._progress = Progress()
-        self._checkpoints = Checkpoints(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
-        hooks = [LearningRate(), metrics, self._checkpoints]
+        self._average = self._patience = averaged = None
+        hooks = [LearningRate(), metrics]
+        if cfg.SOLVER.EMA.ENABLED:
+            self._average = WeightAverage(self.unwrapped_model, cfg.SOLVER.EMA.DECAY)
+            averaged = Checkpointer(self._average.model, cfg.OUTPUT_DIR)
+            hooks.append(self._average)
+        self._checkpoints = Checkpoints(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, averaged)
+        hooks.append(self._checkpoints)
         if cfg.DATASETS.TEST:
             first = cfg.DATASETS.TEST[0]
             score = main_score(cfg, first) if len(cfg.DATASETS.TEST) == 1 else f"{first}/{main_score(cfg, first)}"
-            best = BestCheckpoint(self.unwrapped_model, cfg.OUTPUT_DIR, score)
-            hooks += [
-                best,
-                Evaluation(cfg.TEST.EVAL_PERIOD, lambda: me.test(me._named_cfg(), me.unwrapped_model), metrics, best),
-                Pictures(cfg.OUTPUT_DIR, lambda: me.build_test_loader(me.cfg, first), first),
-            ]
+            best = [BestCheckpoint(self.unwrapped_model, cfg.OUTPUT_DIR, score)]
+            if self._average is not None:
+                task, _, metric = score.rpartition("/")
+                averaged = self._average.model, cfg.OUTPUT_DIR, f"{task}_EMA/{metric}", "model_best_ema"
+                best.append(BestCheckpoint(*averaged))
+            period = cfg.TEST.EVAL_PERIOD
+            hooks += [*best, Evaluation(period, lambda: me._evaluate(), metrics, *best)]
+            if cfg.SOLVER.PATIENCE:
+                self._patience = Patience(cfg.SOLVER.PATIENCE, period, [each.score for each in best], cfg.OUTPUT_DIR)
+                hooks.append(self._patience)
+            hooks.append(Pictures(cfg.OUTPUT_DIR, lambda: me.build_test_loader(me.cfg, first), first))
         else:
             hooks.append(Pictures(cfg.OUTPUT_DIR))
         return [*hooks, self._progress]
 
-    def _named_cfg(self):
-        """The config, with what is tested as its weights."""
-        done = max(self._trainer.updated + 1, self.start_iter)
-        return with_weights(self.cfg, f"{self.cfg.OUTPUT_DIR}, iteration {done}")
+    def _evaluate(self) -> dict:
+        """Results of the model, and as tasks with the suffix _EMA those of the average of its weights."""
+        weights = f"{self.cfg.OUTPUT_DIR}, iteration {max(self._trainer.updated + 1, self.start_iter)}"
+        results = self.test(with_weights(self.cfg, weights), self.unwrapped_model)
+        if self._average is None:
+            return results
+        cfg = with_weights(self.cfg, f"{weights}, average")
+        with sizes_that_vary():
+            more = self._test_apart(cfg, with_sliding_window(cfg, self._average.model), "EMA")
+        if len(cfg.DATASETS.TEST) == 1:
+            return results | more
+        return {name: results[name] | more[name] for name in results}
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Continue from the last checkpoint in OUTPUT_DIR if `resume` and there is one, else load MODEL.WEIGHTS."""
@@ -220,6 +244,9 @@ class Trainer(DefaultTrainer):
     def _loop(self) -> None:
         try:
             for self.iter in range(self.start_iter, self.max_iter):  # noqa: B020 (hooks read it)
+                if self._patience is not None and self._patience.exhausted:
+                    self._end_early()
+                    break
                 self.before_step()
                 stop = self.run_step()
                 self.after_step()
@@ -242,6 +269,16 @@ class Trainer(DefaultTrainer):
         except Exception as error:
             self._save_complete_step(error)
             raise
+
+    def _end_early(self) -> None:
+        """Make the last step that was finished the last of the training."""
+        logger.info(
+            "%s has not risen in %d evaluations (SOLVER.PATIENCE): the training ends after %d of %d iterations. To "
+            "train on, run the same command with --resume and SOLVER.PATIENCE 0",
+            *(" or ".join(self._patience.scores), self.cfg.SOLVER.PATIENCE, self.iter, self.max_iter),
+        )
+        self.max_iter, self.iter = self.iter, self.iter - 1
+        self._checkpoints.save_final()
 
     def _save_complete_step(self, error: Exception) -> None:
         """Save the last step of which all is there, so that `error` in a later one costs no other."""

@@ -42,6 +42,20 @@ def test_weight_decay_of_the_whole_training_stays():
     assert product == pytest.approx(expected)
 
 
+def test_the_average_of_the_weights_covers_the_same_epochs():
+    cfg = schedule(IMS_PER_BATCH=4)
+    scale_to_batch(cfg)
+    assert cfg.SOLVER.EMA.DECAY == 0.9998  # off
+    cfg = schedule(IMS_PER_BATCH=4)
+    cfg.SOLVER.EMA.ENABLED = True
+    scale_to_batch(cfg, explicit=["SOLVER.EMA.ENABLED"])
+    assert cfg.SOLVER.EMA.DECAY**4 == pytest.approx(0.9998)  # four steps in place of one
+    cfg = schedule(IMS_PER_BATCH=4)
+    cfg.SOLVER.EMA.ENABLED = True
+    scale_to_batch(cfg, explicit=["SOLVER.EMA.DECAY"])
+    assert cfg.SOLVER.EMA.DECAY == 0.9998
+
+
 @pytest.mark.parametrize("changes", [{}, {"REFERENCE_BATCH": 0, "IMS_PER_BATCH": 4}])
 def test_nothing_to_do(changes, caplog):
     cfg = schedule(**changes)
