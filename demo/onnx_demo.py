@@ -16,10 +16,25 @@ import onnxruntime
 from PIL import Image, ImageOps
 
 
-def predict(session, picture, shortest_edge, longest_edge):
-    """The results of a picture, by name, at its size. The model sees it at the size it was tested at."""
+def seen_size(picture, shortest_edge=0, longest_edge=0, multiple=1, height=0, width=0):
+    """Width and height that the model sees a picture at, by `test_size` of the file's metadata."""
+    if height:
+        return [width, height]
     scale = min(shortest_edge / min(picture.size), longest_edge / max(picture.size)) if shortest_edge else 1
-    seen = picture.resize([max(1, int(side * scale + 0.5)) for side in picture.size], Image.Resampling.BILINEAR)
+    if multiple == 1:
+        return [max(1, int(side * scale + 0.5)) for side in picture.size]
+    if shortest_edge:  # as transformers rounds: the shorter side to the nearest pixel, the longer one down
+        short, long = min(picture.size), max(picture.size)
+        exact = min(shortest_edge, longest_edge * short / long)
+        sides = {short: round(exact), long: int(exact * long / short)}
+    else:
+        sides = {side: side for side in picture.size}
+    return [-(-max(1, sides[side]) // multiple) * multiple for side in picture.size]
+
+
+def predict(session, picture, **test_size):
+    """The results of a picture, by name, at its size. The model sees it at the size it was tested at."""
+    seen = picture.resize(seen_size(picture, **test_size), Image.Resampling.BILINEAR)
     size = np.array([picture.height, picture.width], np.int64)
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, {"images": np.asarray(seen)[None], "size": size}), strict=True))

@@ -15,6 +15,7 @@ from fasegr.checkpoint import load_checkpoint
 from fasegr.config import add_fasegr_config
 from fasegr.d2 import CfgNode, build_model
 from fasegr.data.datasets import check_num_classes, register_all, register_from_config
+from fasegr.data.datasets.known_classes import use_known_dataset
 from fasegr.inference.predictor import Predictor
 
 __version__ = "0.1.0"
@@ -29,6 +30,7 @@ def load_cfg(path: str | os.PathLike, opts: Sequence[Any] = ()) -> CfgNode:
     ValueError for anything wrong in the values, or if a dataset's classes are not those of the model.
     """
     cfg = config.load_cfg(path, opts)
+    use_known_dataset(cfg)
     register_from_config(cfg)
     check_num_classes(cfg)
     return cfg

@@ -8,6 +8,10 @@ from .download import ResumingHandler, cached_path
 from .zoo import PREFIX, released_url
 
 ZOOS = {"detectron2://": "https://dl.fbaipublicfiles.com/detectron2/"}
+# In a folder of Hugging Face's hub, ours or transformers', the preferred first.
+HUB_WEIGHTS = tuple(
+    name + index for name in ("model.safetensors", "pytorch_model.bin") for index in ("", ".index.json")
+)
 DOWNLOADED = ("http://", "https://")
 
 _MANAGER = PathManager()  # a separate one, which other programs' handlers do not change
@@ -17,8 +21,9 @@ _MANAGER.register_handler(ResumingHandler())
 def local_path(path: str) -> str:
     """The local file behind `path`, downloaded to iopath's cache first if it is a URL or a name of a model zoo.
 
-    Raises FileNotFoundError for a local file that does not exist, ValueError for an unknown scheme or name, and
-    ConnectionError if a download fails, which says where to put a file that was fetched by hand.
+    Of a folder in the form of Hugging Face's hub it is the file of weights in it. Raises FileNotFoundError for a local
+    file that does not exist, ValueError for an unknown scheme or name, and ConnectionError if a download fails, which
+    says where to put a file that was fetched by hand.
     """
     if path.startswith(PREFIX):
         url = released_url(path)
@@ -46,6 +51,8 @@ def _existing(path: str) -> str:
     if os.path.isfile(path):
         return path
     if os.path.isdir(path):
+        if name := next((name for name in HUB_WEIGHTS if os.path.isfile(os.path.join(path, name))), None):
+            return os.path.join(path, name)
         held = sorted(name for name in os.listdir(path) if name.endswith((".pth", ".pt", ".pkl", ".safetensors")))
         hint = f"name a file in it ({', '.join(held[-5:])})" if held else "there is no weights file in it"
         raise FileNotFoundError(f"weights {path!r} is a folder; {hint}")

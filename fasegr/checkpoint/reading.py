@@ -8,6 +8,7 @@ goes through an unpickler that knows numpy arrays, torch tensors and plain conta
 import codecs
 import collections
 import io
+import json
 import logging
 import os
 import pickle
@@ -22,10 +23,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from .transformers_names import from_transformers, is_transformers
 from .wrappers import MODEL_KEYS, find_state_dict, without_wrappers
 
 logger = logging.getLogger(__name__)
 
+INDEX = ".index.json"
 _EXPECTED = f"expected a state dict (names to tensors), by itself or under one of {', '.join(MODEL_KEYS)}"
 
 
@@ -41,11 +44,49 @@ class Contents(NamedTuple):
 
 
 def read_checkpoint(path: str, *, mmap: bool = False) -> Contents:
-    """Read the local file `path`: `.safetensors`, `.pkl`, and anything else as a file of `torch.save`.
+    """Read the local file `path`: `.safetensors`, `.pkl`, `.index.json` (Hugging Face's list of several files), and
+    anything else as a file of `torch.save`. Names of Mask2Former in transformers become ours.
 
     mmap: only map the tensors of a file of `torch.save`, which is fast, and does not find damage in them. Raises
     OSError if it cannot be opened, and ValueError naming it if it is damaged, holds more than data, or has no weights.
     """
+    data = _read_parts(path, mmap) if path.endswith(INDEX) else _read_file(path, mmap)
+    return _unnest(data, path)
+
+
+def _read_parts(path: str, mmap: bool) -> dict[str, Any]:
+    """The entries of all files that the index `path` names, which are beside it."""
+    try:
+        with open(path, "rb") as file:
+            parts = json.load(file)["weight_map"]
+        names = {name: str(part) for name, part in parts.items()}
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is not an index of weights; expected JSON with 'weight_map', from names of tensors to files "
+            f"[{type(error).__name__}]"
+        ) from error
+    folder = os.path.dirname(path)
+    read: dict[str, Any] = {}
+    for part in sorted(set(names.values())):
+        if os.path.basename(part) != part or not part.endswith((".safetensors", ".bin")):
+            raise ValueError(f"{path} names {part!r}; expected files in its own folder, .safetensors or .bin")
+        whole = os.path.join(folder, part)
+        if not os.path.isfile(whole):
+            raise FileNotFoundError(f"{whole} is missing, which {path} names; get all the files of the model")
+        content = _read_file(whole, mmap)
+        if not isinstance(content, Mapping):
+            raise ValueError(f"{whole} holds a {type(content).__name__}; {_EXPECTED}")
+        read |= content
+    missing = [name for name in names if name not in read]
+    if missing:
+        raise ValueError(
+            f"{os.path.join(folder, names[missing[0]])} has no {missing[0]!r}, which {path} says it has"
+            f"{f' (and {len(missing) - 1} more)' if missing[1:] else ''}; get the files again"
+        )
+    return read
+
+
+def _read_file(path: str, mmap: bool) -> Any:
     with open(path, "rb") as file:  # so that a missing or locked file is not mistaken for a damaged one below
         start = file.read(64)
     if path.endswith(".safetensors"):
@@ -55,7 +96,7 @@ def read_checkpoint(path: str, *, mmap: bool = False) -> Contents:
     else:
         read = partial(_read_torch, mmap=mmap)
     try:
-        data = read(path)
+        return read(path)
     except ForbiddenGlobal as error:
         raise ValueError(
             f"{path} was not read: it holds {error}, which could run code. If you trust its origin, "
@@ -67,7 +108,6 @@ def read_checkpoint(path: str, *, mmap: bool = False) -> Contents:
             f"{path} ({os.path.getsize(path)} bytes) cannot be read as a checkpoint: {_suspicion(start)} "
             f"[{type(error).__name__}: {message.splitlines()[0]}]"
         ) from error
-    return _unnest(data, path)
 
 
 def _suspicion(start: bytes) -> str:
@@ -102,7 +142,11 @@ def _unnest(data: Any, path: str) -> Contents:
     ours, left_out = without_wrappers(weights)
     if left_out:
         logger.info("%s: %s", path, left_out)
-    return Contents({name: weights[in_file] for name, in_file in ours.items()}, rest)
+    found = {name: weights[in_file] for name, in_file in ours.items()}
+    if is_transformers(found):
+        logger.info("%s: weights of Hugging Face's transformers; their names become ours", path)
+        found = from_transformers(found, path)
+    return Contents(found, rest)
 
 
 class ForbiddenGlobal(pickle.UnpicklingError):

@@ -139,7 +139,8 @@ def add_fasegr_config(cfg: CN) -> None:
     cfg.DATASETS.FOLDER.IMAGES = "images/{split}"
     cfg.DATASETS.FOLDER.LABELS = "annotations/{split}"
     cfg.DATASETS.FOLDER.SPLITS = ["train", "val"]
-    cfg.DATASETS.FOLDER.CLASSES = ""               # file of class names, relative to the YAML file that sets it
+    cfg.DATASETS.FOLDER.CLASSES = ""               # file of class names, relative to the YAML file that sets it, or
+                                                   # the names: [road, sky] or [[road, [128, 64, 128]], ...]
     cfg.DATASETS.FOLDER.IGNORE_LABEL = 255
     cfg.DATASETS.FOLDER.LABEL_SUFFIX = ""          # behind the image's name: "_mask" for rose.jpg and rose_mask.png
     cfg.DATASETS.FOLDER.LABEL_MAP = []             # pairs [value or [R, G, B], class or ignore]; "colours"; "from_one"
@@ -159,13 +160,16 @@ def add_fasegr_config(cfg: CN) -> None:
     cfg.DATASETS.COCO.SPLITS = ["train", "val"]
     cfg.DATASETS.COCO.SEMANTIC = False             # a class for each pixel, painted from the objects
     cfg.DATASETS.COCO.BACKGROUND = ""              # name of class 0 then, for pixels of no object; empty: ignored
-    cfg.DATASETS.COCO.CATEGORIES = ""              # JSON, relative to the YAML file; empty: from the first annotations
+    cfg.DATASETS.COCO.CATEGORIES = ""              # JSON, relative to the YAML file, or its list of categories; empty:
+                                                   # from the first annotations
 
     cfg.INPUT.MAX_PIXELS = 178956970               # larger images are refused; this is Pillow's own limit
     cfg.INPUT.BIT_DEPTH = 0                        # bits that 16-bit images use; 0: 16, or 12 or 8 if no value has more
     cfg.INPUT.USE_EXIF = True                      # turn photographs upright; False reads them as they are stored
     cfg.INPUT.CROP.RARE_CLASS_PROB = 0.0           # share of crops drawn around a pixel of a rare class
     cfg.INPUT.AUGMENTATIONS = []                   # of torchvision.transforms.v2, as [{RandomRotation: {degrees: 10}}]
+    cfg.INPUT.FIXED_SIZE_TEST = []                 # height, width of all images in tests; []: by MIN_SIZE_TEST
+    cfg.INPUT.SIZE_MULTIPLE_TEST = 1               # sides in tests are stretched to a multiple of it; 1: only padded
     cfg.INPUT.CACHE = ""                           # folder for decoded images and labels; empty: no cache
 
     cfg.DATALOADER.TIMEOUT = 600                   # seconds without a batch after which a run fails; 0: wait for ever

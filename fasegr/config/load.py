@@ -18,6 +18,7 @@ from fasegr.config.batch_scaling import scale_to_batch
 from fasegr.config.defaults import add_fasegr_config
 from fasegr.config.packaged import find_config, similar_configs
 from fasegr.config.released import with_our_names
+from fasegr.config.transformers_folder import transformers_values
 from fasegr.config.validate import KEYS, shown, validate
 from fasegr.config.yaml_loader import load_mapping
 from fasegr.d2 import CfgNode, get_cfg
@@ -34,14 +35,15 @@ MAX_BASES, MAX_PROBLEMS = 35, 50
 def load_cfg(path: str | os.PathLike, opts: Sequence[Any] = ()) -> CfgNode:
     """The config of a YAML file and, on top of it, `opts` (key, value, key, value, ...).
 
-    path: a file, or the name of a packaged config, such as quickstart/faseg_scenes.yaml; files go first.
+    path: a file, or the name of a packaged config, such as quickstart/faseg_scenes.yaml; files go first. Or a folder
+    of a model, as `FASeg.save_pretrained` or Hugging Face's transformers writes it; MODEL.WEIGHTS are then its weights.
     MODEL.DEVICE becomes the CPU if no GPU is available. Raises FileNotFoundError for a missing file and ValueError for
     anything wrong in it or in `opts`, and for a GPU that this torch has no kernels for.
     """
     if len(opts) % 2:
         raise ValueError(f"options come in pairs KEY VALUE; {opts[-1]!r} has no value in {' '.join(map(str, opts))}")
     options = with_our_names(dict(zip(map(str, opts[0::2]), opts[1::2], strict=True)), "command line")
-    values = read_yaml(path)
+    values = _read_folder(os.fspath(path), options) if os.path.isdir(path) else read_yaml(path)
     cfg = get_cfg()
     add_fasegr_config(cfg)
     defaults = flatten(cfg)
@@ -53,6 +55,21 @@ def load_cfg(path: str | os.PathLike, opts: Sequence[Any] = ()) -> CfgNode:
     scale_to_batch(cfg, explicit=options)
     _check_device(cfg)
     return cfg
+
+
+def _read_folder(folder: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of the model in `folder`."""
+    own, theirs = (os.path.join(folder, name) for name in ("config.yaml", "config.json"))
+    if os.path.isfile(own):
+        values = read_yaml(own)
+    elif os.path.isfile(theirs):
+        values = transformers_values(folder, options)
+    else:
+        raise FileNotFoundError(
+            f"config file {folder} is a folder (working directory: {Path.cwd()}), and no model is in it: there is "
+            "neither a config.yaml, as fasegr writes it, nor a config.json, as transformers does; name a file"
+        )
+    return values | {"MODEL.WEIGHTS": folder}
 
 
 def _check_device(cfg: CfgNode) -> None:

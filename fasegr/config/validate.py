@@ -82,6 +82,14 @@ STAGES = ["res2", "res3", "res4", "res5"]
 STAGE_LIST = several(one_of(*STAGES), 1, 4)
 
 
+def _is_list(value: Any, length: int) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == length
+
+
+def _is_colour(value: Any) -> bool:
+    return _is_list(value, 3) and all(type(level) is int and 0 <= level < 256 for level in value)
+
+
 def _is_pattern(value: Any) -> bool:
     try:
         return (
@@ -96,7 +104,19 @@ def _is_pattern(value: Any) -> bool:
 
 # A dataset of two folders; fasegr/data/datasets/label_map.py says what LABEL_MAP's pairs may be.
 FOLDER: dict[str, Allowed] = {
-    **{key: text() for key in ("NAME", "ROOT", "IMAGES", "LABELS", "CLASSES", "LABEL_SUFFIX", "SPLIT_LISTS")},
+    **{key: text() for key in ("NAME", "ROOT", "IMAGES", "LABELS", "LABEL_SUFFIX", "SPLIT_LISTS")},
+    "CLASSES": either(
+        text(),
+        several(
+            Allowed(
+                lambda entry: (
+                    NAME.accepts(entry) or (_is_list(entry, 2) and NAME.accepts(entry[0]) and _is_colour(entry[1]))
+                ),
+                "a name, or a name and its colour as [road, [128, 64, 128]]",
+            ),
+            *(1, 65535),
+        ),
+    ),
     "SPLITS": several(NAME, 1, 1000),
     "IGNORE_LABEL": integer(0, 65535),
     "LABEL_MAP": Allowed(
@@ -219,8 +239,10 @@ KEYS: dict[str, Allowed] = {
     "INPUT.MIN_SIZE_TRAIN": several(SIDE, 1, 1000),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": one_of("choice", "range"),
     "INPUT.MAX_SIZE_TRAIN": SIDE,
-    "INPUT.MIN_SIZE_TEST": SIDE,
+    "INPUT.MIN_SIZE_TEST": integer(0, 65535, " pixels; 0 keeps the size of images"),
     "INPUT.MAX_SIZE_TEST": SIDE,
+    "INPUT.FIXED_SIZE_TEST": either(one_of([], ()), several(SIDE, 2, 2, ": height and width")),
+    "INPUT.SIZE_MULTIPLE_TEST": integer(1, 1024, " pixels"),
     "INPUT.RANDOM_FLIP": one_of("horizontal", "vertical", "none"),
     "INPUT.COLOR_AUG_SSD": FLAG,
     "INPUT.CROP.ENABLED": FLAG,
@@ -256,10 +278,14 @@ KEYS: dict[str, Allowed] = {
         0,
         1000,
     ),
-    **{
-        f"DATASETS.COCO.{key}": text()
-        for key in ("NAME", "ROOT", "IMAGES", "INSTANCES", "PANOPTIC", "SEGMENTS", "CATEGORIES")
-    },
+    **{f"DATASETS.COCO.{key}": text() for key in ("NAME", "ROOT", "IMAGES", "INSTANCES", "PANOPTIC", "SEGMENTS")},
+    "DATASETS.COCO.CATEGORIES": either(
+        text(),
+        several(
+            Allowed(lambda entry: isinstance(entry, Mapping), "a category of COCO's files, as {id: 1, name: person}"),
+            *(1, 65535),
+        ),
+    ),
     "DATASETS.COCO.SPLITS": several(NAME, 1, 1000),
     "DATASETS.COCO.SEMANTIC": FLAG,
     "DATASETS.COCO.BACKGROUND": text(),

@@ -11,17 +11,32 @@ import numpy as np
 from fasegr.data.image_io import label_histogram
 from fasegr.data.transform import Box, ColorTransform, Transform, resize_label
 
-__all__ = ["ColorAugSSD", "LargeScaleJitter", "RandomCrop", "RareClasses", "ResizeCropFlip", "ResizeShortestEdge"]
+__all__ = [
+    "ColorAugSSD",
+    "LargeScaleJitter",
+    "RandomCrop",
+    "RareClasses",
+    "ResizeCropFlip",
+    "ResizeShortestEdge",
+    "ResizeTo",
+]
 
 
 class ResizeShortestEdge:
     """Size after a resize that keeps the aspect ratio, sets the shorter side and bounds the longer one.
 
     short_edge_length: the shorter side is one of these ("choice"), or any integer between the two given ("range").
-    0 keeps the size.
+    0 keeps the size. multiple: if above 1, the sides are stretched to multiples of it, as transformers does.
     """
 
-    def __init__(self, short_edge_length: int | tuple[int, ...], max_size: int, sample_style: str = "choice"):
+    def __init__(
+        self,
+        short_edge_length: int | tuple[int, ...],
+        max_size: int,
+        sample_style: str = "choice",
+        *,
+        multiple: int = 1,
+    ):
         lengths = (short_edge_length,) if isinstance(short_edge_length, int) else tuple(short_edge_length)
         if sample_style == "range" and len(lengths) == 1:
             lengths *= 2
@@ -33,7 +48,10 @@ class ResizeShortestEdge:
             )
         if max_size < 1:
             raise ValueError(f"the maximum of the longer side is {max_size}; it must be at least 1")
+        if multiple < 1:
+            raise ValueError(f"sides are stretched to a multiple of {multiple}; it must be at least 1")
         self.short_edge_length, self.max_size, self.sample_style = lengths, max_size, sample_style
+        self.multiple = multiple
 
     def get_size(self, rng: np.random.Generator, size: tuple[int, int]) -> tuple[int, int]:
         lengths = self.short_edge_length
@@ -45,11 +63,30 @@ class ResizeShortestEdge:
         """`size` with its shorter side set to `length` (None: the first of short_edge_length), or to less if the
         longer side would exceed max_size."""
         length = self.short_edge_length[0] if length is None else length
-        if length == 0:
-            return size
-        scale = min(length / min(size), self.max_size / max(size))
+        if self.multiple > 1:
+            return self._multiples(size, length)
+        scale = 1 if length == 0 else min(length / min(size), self.max_size / max(size))
         height, width = (max(1, int(side * scale + 0.5)) for side in size)
         return height, width
+
+    def _multiples(self, size: tuple[int, int], length: int) -> tuple[int, int]:
+        short, long = sorted(size)
+        if length:
+            exact = min(length, self.max_size * short / long)
+            short, long = round(exact), int(exact * long / short)
+        sides = [-(-max(1, side) // self.multiple) * self.multiple for side in (short, long)]
+        height, width = sides if size[0] <= size[1] else reversed(sides)
+        return height, width
+
+
+class ResizeTo:
+    """The size (height, width) for images of any shape, whose aspect ratio is not kept."""
+
+    def __init__(self, size: tuple[int, int]):
+        self.size = size
+
+    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        return self.size
 
 
 class RareClasses:

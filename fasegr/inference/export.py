@@ -164,11 +164,20 @@ def metadata(cfg, predictor: Predictor, license: str) -> dict[str, str]:
     return {
         "classes": json.dumps(predictor.class_names),
         "palette": json.dumps(np.asarray(predictor.colors).tolist()),
-        "test_size": json.dumps({"shortest_edge": cfg.INPUT.MIN_SIZE_TEST, "longest_edge": cfg.INPUT.MAX_SIZE_TEST}),
+        "test_size": json.dumps(_test_size(cfg)),
         "license": license,
         "config": cfg.dump(),
         "producer": f"fasegr {fasegr.__version__}, torch {torch.__version__}",
     }
+
+
+def _test_size(cfg) -> dict[str, int]:
+    """As `predict` of demo/onnx_demo.py takes it."""
+    given = cfg.INPUT
+    if given.FIXED_SIZE_TEST:
+        return dict(zip(("height", "width"), given.FIXED_SIZE_TEST, strict=True))
+    multiple = {"multiple": given.SIZE_MULTIPLE_TEST} if given.SIZE_MULTIPLE_TEST > 1 else {}
+    return {"shortest_edge": given.MIN_SIZE_TEST, "longest_edge": given.MAX_SIZE_TEST, **multiple}
 
 
 def export_model(

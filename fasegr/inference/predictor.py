@@ -14,7 +14,8 @@ from torch import nn
 import fasegr.modeling  # noqa: F401  registers the architectures and backbones
 from fasegr.checkpoint import load_checkpoint
 from fasegr.d2 import DatasetCatalog, MetadataCatalog, build_model, configurable
-from fasegr.data.augmentation import ResizeShortestEdge
+from fasegr.data.augmentation import ResizeShortestEdge, ResizeTo
+from fasegr.data.dataset_mappers.build import test_resize
 from fasegr.data.datasets import register_from_config
 from fasegr.data.image_io import open_image
 from fasegr.data.transform import channels_first, height_and_width, resize_image
@@ -46,7 +47,7 @@ class Predictor:
         self,
         *,
         model: nn.Module,
-        resize: ResizeShortestEdge,
+        resize: ResizeShortestEdge | ResizeTo,
         class_names: Sequence[str],
         colors: Sequence[Sequence[int]] | np.ndarray | None = None,
     ):
@@ -87,7 +88,7 @@ class Predictor:
             model = with_sliding_window(cfg, model)
         return {
             "model": model,
-            "resize": ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST),
+            "resize": test_resize(cfg),
             "class_names": names or [f"class_{i}" for i in range(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)],
             "colors": colors if names else None,
         }

@@ -23,7 +23,7 @@ def tta_cfg(cfg: CfgNode) -> CfgNode:
     cfg.defrost()
     cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON = cfg.MODEL.MASK_FORMER.TEST.INSTANCE_ON = False
     if cfg.TEST.AUG.FROM_ORIGINAL:
-        cfg.INPUT.MIN_SIZE_TEST = 0
+        cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.FIXED_SIZE_TEST, cfg.INPUT.SIZE_MULTIPLE_TEST = 0, [], 1
     return cfg
 
 

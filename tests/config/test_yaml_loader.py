@@ -64,7 +64,11 @@ EXPRESSION = "INPUT: {{MIN_SIZE_TRAIN: !!python/object/apply:eval ['{}']}}\n"
         ("DATASETS: [1]\n", "DATASETS is a section, not a value; its keys are COCO, FOLDER"),
         ("DATASETS:\n", "DATASETS is a section, not a value"),
         ("MODEL: {FASEG: null}\n", "MODEL.FASEG is a section, not a value"),
-        ("DATASETS: {FOLDER: {CLASSES: [a]}}\n", r"FOLDER.CLASSES is \['a'\]; it must be a line of text"),
+        ("DATASETS: {FOLDER: {CLASSES: [1]}}\n", r"FOLDER.CLASSES is \[1\]; it must be a line of text or a list of"),
+        (
+            "DATASETS: {FOLDER: {CLASSES: [[a, [1, 2]]]}}\n",
+            r"FOLDER.CLASSES is .*; it must be a line of text or a list",
+        ),
         ("DATASETS: {FOLDER: {CLASSES: null}}\n", "FOLDER.CLASSES is None; it must be a line of text"),
         ('DATASETS: {FOLDER: {CLASSES: "a\\0b"}}\n', "FOLDER.CLASSES is .*; it must be a line of text"),
         ("DATASETS: {COCO: {CATEGORIES: 3}}\n", "COCO.CATEGORIES is 3; it must be a line of text"),

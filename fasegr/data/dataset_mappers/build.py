@@ -12,6 +12,7 @@ from fasegr.data.augmentation import (
     RareClasses,
     ResizeCropFlip,
     ResizeShortestEdge,
+    ResizeTo,
 )
 from fasegr.data.dataset_mappers.dataset_mapper import InferenceMapper, TrainingMapper
 from fasegr.data.dataset_mappers.instance import InstanceMapper
@@ -32,6 +33,14 @@ TRAINING_MAPPERS: dict[str, tuple[type[TrainingMapper], bool]] = {
 }
 
 
+def test_resize(cfg: CfgNode) -> ResizeShortestEdge | ResizeTo:
+    """How images are resized for testing and in predictions."""
+    given = cfg.INPUT
+    if given.FIXED_SIZE_TEST:
+        return ResizeTo(tuple(given.FIXED_SIZE_TEST))
+    return ResizeShortestEdge(given.MIN_SIZE_TEST, given.MAX_SIZE_TEST, multiple=given.SIZE_MULTIPLE_TEST)
+
+
 def build_mapper(
     cfg: CfgNode, is_train: bool, class_pixels: np.ndarray | None = None
 ) -> TrainingMapper | InferenceMapper:
@@ -43,7 +52,7 @@ def build_mapper(
     given, head = cfg.INPUT, cfg.MODEL.SEM_SEG_HEAD
     cache = ImageCache(given.CACHE) if given.CACHE else None
     if not is_train:
-        return InferenceMapper(ResizeShortestEdge(given.MIN_SIZE_TEST, given.MAX_SIZE_TEST), cache)
+        return InferenceMapper(test_resize(cfg), cache)
     if cache:
         cache.make_folder()
     mapper, jitter = TRAINING_MAPPERS[given.DATASET_MAPPER_NAME]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from fasegr.data.augmentation import LargeScaleJitter, ResizeCropFlip, ResizeShortestEdge
+from fasegr.data.augmentation import LargeScaleJitter, ResizeCropFlip, ResizeShortestEdge, ResizeTo
 from fasegr.data.image_cache import ImageCache, load_image
 from fasegr.data.image_io import BadFile, check_image_size
 from fasegr.data.torchvision_transforms import TorchvisionTransforms
@@ -89,9 +89,9 @@ class TrainingMapper:
 
 
 class InferenceMapper:
-    """Reads one image and resizes its shorter side; of annotations, only the size is looked at."""
+    """Reads one image and resizes it for testing; of annotations, only the size is looked at."""
 
-    def __init__(self, resize: ResizeShortestEdge, cache: ImageCache | None = None):
+    def __init__(self, resize: ResizeShortestEdge | ResizeTo, cache: ImageCache | None = None):
         self.resize, self.cache = resize, cache
 
     def __call__(self, record: dict) -> dict:

@@ -31,6 +31,7 @@ from fasegr.data.image_io import BadFile
 
 __all__ = [
     "Category",
+    "category_list",
     "instance_metadata",
     "load_instances",
     "load_panoptic",
@@ -76,7 +77,11 @@ def read_categories(path: str | os.PathLike) -> list[Category]:
         content = read_json(path)
     except BadFile as error:
         raise BadFile(f"{path} {error}") from error
-    entries = content.get("categories") if isinstance(content, dict) else content
+    return category_list(content.get("categories") if isinstance(content, dict) else content, str(path))
+
+
+def category_list(entries: Any, path: str) -> list[Category]:
+    """The same of the list of `path`, a file or a key of the config. Raises BadFile."""
     # What is in the file is not quoted: a config from strangers may name any file of this machine.
     if not isinstance(entries, list) or not all(map(_is_category, entries)):
         raise BadFile(

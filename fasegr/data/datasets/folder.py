@@ -5,7 +5,7 @@ ROOT/images/train/a.jpg    ROOT/annotations/train/a.png    (subfolders are searc
 
 import logging
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from fasegr.data.image_io import BadFile, check_label_size, image_header, readin
 __all__ = [
     "BadFiles",
     "ClassList",
+    "class_list",
     "find_pairs",
     "load_folder",
     "load_images",
@@ -90,6 +91,17 @@ def read_classes(path: str | Path) -> ClassList:
     if colours and len(colours) != len(names):
         raise BadFile(f"{path}: has {len(names)} classes, {len(colours)} with a colour; give one to all or to none")
     return ClassList(list(names), colours)
+
+
+def class_list(entries: Sequence[str | Sequence], source: str) -> ClassList:
+    """The same of names, or pairs of a name and its colour, that `source` has. Raises BadFile."""
+    names = [entry if isinstance(entry, str) else entry[0] for entry in entries]
+    colours = [tuple(entry[1]) for entry in entries if not isinstance(entry, str)]
+    if len(set(names)) < len(names):
+        raise BadFile(f"{source}: names a class twice; names must be different")
+    if colours and len(colours) != len(names):
+        raise BadFile(f"{source}: has {len(names)} classes, {len(colours)} with a colour; give one to all or to none")
+    return ClassList(names, colours)
 
 
 def _by_stem(files: list[Path], folder: Path, suffix: str = "") -> dict[str, Path]:

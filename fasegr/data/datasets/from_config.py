@@ -11,8 +11,14 @@ from collections.abc import Callable, Collection, Mapping
 from functools import partial
 
 from fasegr.d2 import CfgNode, DatasetCatalog, MetadataCatalog
-from fasegr.data.datasets.coco_json import read_categories, register_instances, register_panoptic, register_semantic
-from fasegr.data.datasets.folder import load_folder, read_classes, register_folder
+from fasegr.data.datasets.coco_json import (
+    category_list,
+    read_categories,
+    register_instances,
+    register_panoptic,
+    register_semantic,
+)
+from fasegr.data.datasets.folder import class_list, load_folder, read_classes, register_folder
 from fasegr.data.datasets.label_map import make_label_map
 from fasegr.data.datasets.root import DatasetPath
 from fasegr.data.datasets.split_lists import draw_validation, read_split_list
@@ -52,7 +58,8 @@ def _register_folder(folder: CfgNode, trained: Collection[str]) -> list[str]:
         return []
     if not folder.CLASSES:
         raise ValueError(
-            "DATASETS.FOLDER.CLASSES is empty; it must name a text file with one class a line, in order of the labels"
+            "DATASETS.FOLDER.CLASSES is empty; it must name a text file with one class a line, in order of the labels, "
+            "or be the list of names"
         )
     if not folder.SPLIT_LISTS and not folder.VAL_SHARE:
         _check_splits("FOLDER", folder, ("IMAGES", "LABELS"))
@@ -63,11 +70,12 @@ def _register_folder(folder: CfgNode, trained: Collection[str]) -> list[str]:
             f"and SPLIT_LISTS {folder.SPLIT_LISTS!r}; a share is drawn from one folder, so none may have {{split}}, "
             "and there are no lists. Name the folders (IMAGES images, LABELS annotations) or set VAL_SHARE 0"
         )
-    classes = read_classes(folder.CLASSES)
+    written = isinstance(folder.CLASSES, (list, tuple))
+    classes = class_list(folder.CLASSES, "DATASETS.FOLDER.CLASSES") if written else read_classes(folder.CLASSES)
     if not 0 <= folder.IGNORE_LABEL <= 65535 or len(classes.names) > folder.IGNORE_LABEL:
         raise ValueError(
             f"DATASETS.FOLDER.IGNORE_LABEL is {folder.IGNORE_LABEL}; it must be in 0..65535 (255 is usual) "
-            f"and not one of the {len(classes.names)} classes of {folder.CLASSES}"
+            f"and not one of the {len(classes.names)} classes{'' if written else f' of {folder.CLASSES}'}"
         )
     label_map = make_label_map(folder.LABEL_MAP, classes.names, classes.colours, folder.IGNORE_LABEL)
     names = _free_names("FOLDER", folder)
@@ -109,7 +117,10 @@ def _register_coco(coco: CfgNode) -> list[str]:
     kind = "PANOPTIC" if coco.PANOPTIC else "INSTANCES"
     if not coco[kind]:
         raise ValueError("DATASETS.COCO.INSTANCES and PANOPTIC are empty; one must name the annotation files")
-    categories = read_categories(coco.CATEGORIES or _path(coco, kind, coco.SPLITS[0]))
+    if isinstance(coco.CATEGORIES, (list, tuple)):
+        categories = category_list(list(coco.CATEGORIES), "DATASETS.COCO.CATEGORIES")
+    else:
+        categories = read_categories(coco.CATEGORIES or _path(coco, kind, coco.SPLITS[0]))
     names = _free_names("COCO", coco)
     for name, split in zip(names, coco.SPLITS, strict=True):
         images = _path(coco, "IMAGES", split)
