@@ -28,7 +28,7 @@ ORDER = (
 )
 MODELING = PACKAGE / "modeling"
 # The modules that register classes and build them from a config; the rest of modeling is maths.
-BUILDERS = {MODELING / f"backbone/{name}.py" for name in ("resnet", "swin", "timm")}
+BUILDERS = {MODELING / f"backbone/{name}.py" for name in ("resnet", "swin", "timm", "vit")}
 BUILDERS |= {MODELING / f"meta_arch/{name}.py" for name in ("head", "segmentor")}
 MATHS = sorted({*MODELING.rglob("*.py")} - BUILDERS)
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from . import position_tables
-from .names import is_derived, is_map_norm, may_be_missing, to_our_names
+from . import dino, position_tables
+from .names import is_derived, is_on_top, may_be_missing, to_our_names
 from .paths import local_path
 from .reading import read_checkpoint
 
@@ -29,10 +29,10 @@ _logger = logging.getLogger(__name__)
 class LoadReport(NamedTuple):
     """How the weights of a file fit a model. Names are the model's unless said otherwise.
 
-    kind: "full" (every entry fits), "backbone" (the whole backbone and nothing else; of a Swin, the norms of its maps
-    may be missing, which ImageNet's files lack), "fine-tune" (all but the classifier, which is of another number of
-    classes and stays random), "partial" (what fits of another model, where that is asked for), or "other" (weights of
-    another model, which `load_checkpoint` refuses).
+    kind: "full" (every entry fits), "backbone" (the whole backbone and nothing else; what it has on top of the
+    pretrained network, such as the norms of a Swin's maps, may be missing), "fine-tune" (all but the classifier, which
+    is of another number of classes and stays random), "partial" (what fits of another model, where that is asked for),
+    or "other" (weights of another model, which `load_checkpoint` refuses).
     renamed: the model's name -> the file's. unexpected: what else the file has, under our names where they are known.
     mismatched: (name, shape in the file, shape in the model). extras: names in the file that are known and not needed.
     resized: like mismatched, for those among matched that fit after interpolation: position tables of a backbone.
@@ -124,6 +124,7 @@ def load_weights(
     partial: of weights of another model, load the entries of the same name and shape, as long as there are any.
     """
     model = unwrap(model)
+    weights = dino.as_timm(weights, model.state_dict(), path)
     report = compare(model, weights, path)
     if partial and report.kind == "other" and report.matched:
         report = report._replace(kind="partial")
@@ -173,8 +174,8 @@ def _kind(matched: list[str], missing: list[str], unexpected: list[str], mismatc
         return "full"
     prefix = "backbone." if any(name.startswith("backbone.") for name in [*matched, *missing]) else ""
     needed = [name for name in missing if name.startswith(prefix)]
-    if not any(map(is_map_norm, matched)):
-        needed = [name for name in needed if not is_map_norm(name)]
+    if not any(map(is_on_top, matched)):
+        needed = [name for name in needed if not is_on_top(name)]
     return "backbone" if all(name.startswith(prefix) for name in matched) and not needed else "other"
 
 

@@ -2,7 +2,7 @@
 
 Ours are those of the released FASeg and Mask2Former: a ResNet with detectron2's names, a Swin with the original's. Also
 known are torchvision's and timm's ResNet, timm's Swin, detectron2's and Swin's ImageNet files (no `backbone.` prefix),
-timm's own names for a network of timm, and two older versions of Mask2Former's head.
+timm's own names for a network of timm, DINOv2's and DINOv3's (`dino`), and two older versions of Mask2Former's head.
 """
 
 import re
@@ -39,7 +39,8 @@ _EXTRA = re.compile(
     r"|.*\.attn_mask|.*" + re.escape(_STEPS)
 )
 _OFFSETS = ".relative_position_index"  # the row of Swin's table for a pair of tokens: follows from the window size
-_MAP_NORM = re.compile(r"(backbone\.)?norm\d\.(weight|bias)")  # of Swin, on each feature map that it returns
+# What no pretrained backbone has: Swin's norms on the feature maps that it returns; the pyramid on a plain ViT.
+_ON_TOP = re.compile(r"(backbone\.)?(norm\d\.(weight|bias)|pyramid\..*)")
 
 
 class Renaming(NamedTuple):
@@ -84,9 +85,10 @@ def is_derived(name: str) -> bool:
     return name.endswith(_OFFSETS)
 
 
-def is_map_norm(name: str) -> bool:
-    """Whether `name` belongs to a norm on a Swin backbone's feature maps, which an ImageNet classifier lacks."""
-    return _MAP_NORM.fullmatch(name) is not None
+def is_on_top(name: str) -> bool:
+    """Whether `name` belongs to what a backbone has on top of the pretrained network: norms on a Swin's feature maps,
+    the feature pyramid on a plain ViT."""
+    return _ON_TOP.fullmatch(name) is not None
 
 
 def _spelling(rules: tuple, prefix: str) -> Callable[[str], str]:

@@ -15,7 +15,7 @@ def add_fasegr_config(cfg: CN) -> None:
     cfg.MODEL.PIXEL_MEAN = [123.675, 116.280, 103.530]
     cfg.MODEL.PIXEL_STD = [58.395, 57.120, 57.375]
     cfg.MODEL.BACKBONE.NAME = "build_fasegr_resnet_backbone"
-    cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0               # of a ResNet, as in detectron2; FREEZE is for every backbone
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
     cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
     cfg.MODEL.SEM_SEG_HEAD.NAME = "FASegHead"
@@ -133,6 +133,16 @@ def add_fasegr_config(cfg: CN) -> None:
     cfg.MODEL.TIMM.PRETRAINED = False              # timm's weights; not downloaded if MODEL.WEIGHTS is set
     cfg.MODEL.TIMM.DROP_PATH_RATE = 0.0
 
+    cfg.MODEL.VIT = vit = CN()                     # build_timm_vit_backbone: a plain ViT with ViTDet's feature pyramid
+    vit.NAME = ""                                  # as in timm.list_models(), e.g. "vit_small_patch16_dinov3.lvd1689m"
+    vit.PRETRAINED = False                         # timm's weights; not downloaded if MODEL.WEIGHTS is set
+    vit.DROP_PATH_RATE = 0.0
+    vit.OUT_CHANNELS = 256                         # of each map
+    vit.WINDOW_SIZE = 0                            # in tokens; all but four blocks attend within windows; 0: everywhere
+    vit.USE_CHECKPOINT = False                     # recompute blocks in the backward pass instead of storing them
+
+    cfg.MODEL.BACKBONE.FREEZE = 0                  # stages that are not trained, the stem being the first, or "all", or
+                                                   # "all but norms"
     cfg.DATASETS.FOLDER = CN()                     # a dataset of two folders, registered as NAME_SPLIT for each split
     cfg.DATASETS.FOLDER.NAME = ""                  # empty: no such dataset
     cfg.DATASETS.FOLDER.ROOT = ""                  # relative to $DETECTRON2_DATASETS, which defaults to "datasets"
@@ -175,6 +185,7 @@ def add_fasegr_config(cfg: CN) -> None:
     cfg.DATALOADER.TIMEOUT = 600                   # seconds without a batch after which a run fails; 0: wait for ever
 
     cfg.SOLVER.REFERENCE_BATCH = 0                 # batch size the schedule is for (batch_scaling.py); 0: no scaling
+    cfg.SOLVER.LAYER_DECAY = 1.0                   # factor of the learning rate from one layer to that before it
     cfg.SOLVER.ACCUMULATE = 1                      # split each batch of IMS_PER_BATCH in as many parts to save memory
     cfg.SOLVER.COMPRESS_GRADIENTS = False          # processes exchange gradients as bfloat16: half the bytes, 8 bits
     cfg.SOLVER.AMP.DTYPE = "float16"

@@ -143,6 +143,9 @@ KEYS: dict[str, Allowed] = {
     "MODEL.PIXEL_STD": several(number(1e-6, 1e6), 3, 3),
     "MODEL.BACKBONE.NAME": NAME,
     "MODEL.BACKBONE.FREEZE_AT": integer(0, 5, ": the stages that are frozen, the stem being the first"),
+    "MODEL.BACKBONE.FREEZE": either(
+        integer(0, 1000, ", the number of stages, of which the stem is the first"), one_of("all", "all but norms")
+    ),
     "MODEL.RESNETS.DEPTH": one_of(18, 34, 50, 101),
     "MODEL.RESNETS.OUT_FEATURES": STAGE_LIST,
     "MODEL.RESNETS.NORM": one_of("FrozenBN", "BN", "SyncBN", "GN", ""),
@@ -175,6 +178,12 @@ KEYS: dict[str, Allowed] = {
     "MODEL.TIMM.NAME": NAME,
     "MODEL.TIMM.PRETRAINED": FLAG,
     "MODEL.TIMM.DROP_PATH_RATE": PROBABILITY,
+    "MODEL.VIT.NAME": NAME,
+    "MODEL.VIT.PRETRAINED": FLAG,
+    "MODEL.VIT.DROP_PATH_RATE": PROBABILITY,
+    "MODEL.VIT.OUT_CHANNELS": CHANNELS,
+    "MODEL.VIT.WINDOW_SIZE": integer(0, 1024, " tokens; 0 attends everywhere"),
+    "MODEL.VIT.USE_CHECKPOINT": FLAG,
     "MODEL.SEM_SEG_HEAD.NAME": one_of("FASegHead"),
     "MODEL.SEM_SEG_HEAD.IN_FEATURES": several(NAME, 1, 10),
     "MODEL.SEM_SEG_HEAD.IGNORE_VALUE": integer(0, 65535),
@@ -304,6 +313,7 @@ KEYS: dict[str, Allowed] = {
     "SOLVER.WEIGHT_DECAY_NORM": DECAY,
     "SOLVER.WEIGHT_DECAY_EMBED": DECAY,
     "SOLVER.BACKBONE_MULTIPLIER": number(0, 100),
+    "SOLVER.LAYER_DECAY": number(0, 1, "(]", "; 1 is none"),
     "SOLVER.LR_SCHEDULER_NAME": one_of("WarmupPolyLR", "WarmupMultiStepLR", "WarmupCosineLR"),
     "SOLVER.POLY_LR_POWER": number(0, 100),
     "SOLVER.POLY_LR_CONSTANT_ENDING": number(0, 1),
@@ -366,12 +376,13 @@ BACKBONES = {
     "MODEL.RESNETS.": "build_fasegr_resnet_backbone",
     "MODEL.SWIN.": "build_fasegr_swin_backbone",
     "MODEL.TIMM.": "build_timm_backbone",
+    "MODEL.VIT.": "build_timm_vit_backbone",
 }
 
 HEAD, FORMER, HIGH_RES = "MODEL.SEM_SEG_HEAD.", "MODEL.MASK_FORMER.", "MODEL.FASEG.HIGH_RES."
 ENCODER = HEAD + "DEFORMABLE_TRANSFORMER_ENCODER_"
 RESULTS = [f"{FORMER}TEST.{kind}_ON" for kind in ("SEMANTIC", "PANOPTIC", "INSTANCE")]
-UNFROZEN = ("build_fasegr_swin_backbone", "build_timm_backbone")
+FREEZE_AT_NOT_READ = tuple(builder for builder in BACKBONES.values() if builder != "build_fasegr_resnet_backbone")
 
 
 def _is_whole(maps: list[str]) -> bool:
@@ -399,13 +410,18 @@ RULES: list[tuple[Sequence[str], Callable[..., Any], str]] = [
     ),
     (
         ["MODEL.BACKBONE.FREEZE_AT", "MODEL.BACKBONE.NAME"],
-        lambda freeze_at, name: freeze_at and name in UNFROZEN,
-        "it must be 0 there",
+        lambda freeze_at, name: freeze_at and name in FREEZE_AT_NOT_READ,
+        "it must be 0 there; MODEL.BACKBONE.FREEZE freezes stages of any backbone",
     ),
     (
         ["MODEL.BACKBONE.FREEZE_AT", "MODEL.RESNETS.NORM"],
         lambda freeze_at, norm: freeze_at and norm not in ("FrozenBN", "GN"),
         "running statistics would still change; set FREEZE_AT to 0 or NORM to FrozenBN",
+    ),
+    (
+        ["MODEL.BACKBONE.FREEZE", "MODEL.RESNETS.NORM"],
+        lambda freeze, norm: freeze == "all but norms" and norm in ("FrozenBN", ""),
+        "there is no norm to train; it must be 'all', or NORM be BN, SyncBN or GN",
     ),
     (
         [f"MODEL.RESNETS.{key}" for key in ("NORM", "STEM_OUT_CHANNELS", "RES2_OUT_CHANNELS", "DEPTH")],

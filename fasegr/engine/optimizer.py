@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
+from fasegr.modeling.backbone.place import NORMS, learning_rates
+
 __all__ = [
     "GradientClipper",
     "build_gradient_clipper",
@@ -15,10 +17,9 @@ __all__ = [
     "parameter_groups",
 ]
 
-# _NormBase: BatchNorm, SyncBatchNorm and InstanceNorm
-NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")  # what AdamW and SGD keep for each parameter
-NOT_DECAYED = ("relative_position_bias_table", "absolute_pos_embed")
+# Position tables; class and register tokens and layer scales of timm's networks.
+NOT_DECAYED = ("relative_position_bias_table", "pos_embed", "rel_pos", "cls_token", "reg_token", "dist_token", "gamma")
 
 GradientClipper = Callable[[Sequence[Tensor]], Tensor]
 
@@ -29,17 +30,24 @@ def parameter_groups(
     lr: float,
     weight_decay: float,
     backbone_multiplier: float = 1.0,
+    layer_decay: float = 1.0,
     weight_decay_norm: float = 0.0,
     weight_decay_embed: float = 0.0,
 ) -> list[dict]:
     """Trainable parameters by learning rate and weight decay, each parameter once.
 
-    Parameters in a module named `backbone` learn at lr x backbone_multiplier. Norms and nn.Embedding have their own
-    decay, Swin's position tables none. Parameters with equal settings share a group: fewer groups are fewer kernels.
+    Parameters in a module named `backbone` learn at lr x backbone_multiplier, less by layer_decay for each layer before
+    the last, except what no pretrained weights have (`place.learning_rates`). Norms and nn.Embedding have their own
+    weight decay, tables of positions, tokens and layer scales none. Parameters with equal settings share a group: fewer
+    groups are fewer kernels.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+    rates: dict[nn.Parameter, float] = {}
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] == "backbone":
+            rates |= learning_rates(module, backbone_multiplier, layer_decay)
     seen = set()
-    for module_name, module in model.named_modules():
+    for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad or parameter in seen:
                 continue
@@ -51,8 +59,7 @@ def parameter_groups(
                 decay = weight_decay_embed
             elif any(table in name for table in NOT_DECAYED):
                 decay = 0.0
-            in_backbone = "backbone" in module_name.split(".")
-            groups[lr * backbone_multiplier if in_backbone else lr, decay].append(parameter)
+            groups[lr * rates.get(parameter, 1.0), decay].append(parameter)
     return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
 
 
@@ -64,6 +71,7 @@ def build_optimizer(cfg, model: nn.Module) -> torch.optim.Optimizer:
         lr=solver.BASE_LR,
         weight_decay=solver.WEIGHT_DECAY,
         backbone_multiplier=solver.BACKBONE_MULTIPLIER,
+        layer_decay=solver.LAYER_DECAY,
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
         weight_decay_embed=solver.WEIGHT_DECAY_EMBED,
     )

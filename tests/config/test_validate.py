@@ -13,6 +13,7 @@ R50 = Path(__file__).parents[2] / "configs/ade20k/semantic-segmentation/faseg_r5
 CPU = ["MODEL.DEVICE", "cpu"]
 SWIN = ["MODEL.BACKBONE.NAME", "build_fasegr_swin_backbone"]
 TIMM = ["MODEL.BACKBONE.NAME", "build_timm_backbone"]
+VIT = ["MODEL.BACKBONE.NAME", "build_timm_vit_backbone", "MODEL.VIT.NAME", "vit_small_patch16_dinov3"]
 ENCODER_MAPS = "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES"
 PANOPTIC_ONLY = ["MODEL.MASK_FORMER.TEST.SEMANTIC_ON", False, "MODEL.MASK_FORMER.TEST.PANOPTIC_ON", True]
 CHECKPOINTING = ["SOLVER.GRADIENT_CHECKPOINTING", True]
@@ -59,6 +60,11 @@ WINDOW = ["TEST.SLIDING_WINDOW.ENABLED", True]
         (["MODEL.BACKBONE.FREEZE_AT", 2, "MODEL.RESNETS.NORM", "BN"], "FREEZE_AT is 2 with MODEL.RESNETS.NORM 'BN'"),
         ([*SWIN, "MODEL.BACKBONE.FREEZE_AT", 2], "FREEZE_AT is 2 with .*swin_backbone'; it must be 0"),
         ([*TIMM, "MODEL.BACKBONE.FREEZE_AT", 1], "FREEZE_AT is 1 with .*timm_backbone'; it must be 0"),
+        ([*VIT, "MODEL.BACKBONE.FREEZE_AT", 1], "it must be 0 there; MODEL.BACKBONE.FREEZE freezes stages of any"),
+        (["MODEL.BACKBONE.FREEZE", "norms"], "FREEZE is 'norms'; it must be an int .* or 'all' or 'all but norms'"),
+        (["MODEL.BACKBONE.FREEZE", "all but norms"], "NORM 'FrozenBN'; there is no norm to train"),
+        (["SOLVER.LAYER_DECAY", 0], r"LAYER_DECAY is 0.*; it must be a number in \(0, 1\]; 1 is none"),
+        ([*VIT, "MODEL.VIT.NAME", " "], "VIT.NAME is ' '; it must be a line of text that is not empty"),
         ([*SWIN, "MODEL.SWIN.PATCH_SIZE", 2], "PATCH_SIZE is 2; it must be 4"),
         ([*SWIN, "MODEL.SWIN.OUT_FEATURES", ["res7"]], r"SWIN\.OUT_FEATURES is \['res7'\]"),
         ([*SWIN, "MODEL.SWIN.DROP_PATH_RATE", 1.0], r"DROP_PATH_RATE is 1\.0; it must be a number in \[0, 1\)"),
@@ -163,6 +169,7 @@ def defaults():
     cfg = get_cfg()
     add_fasegr_config(cfg)
     cfg.MODEL.TIMM.NAME = "convnext_tiny"
+    cfg.MODEL.VIT.NAME = "vit_small_patch16_dinov3"
     return cfg
 
 

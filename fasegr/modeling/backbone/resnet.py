@@ -7,11 +7,13 @@ as in torchvision's weights, unless `stride_in_1x1`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fasegr.d2 import BACKBONE_REGISTRY, Backbone, ShapeSpec
+from fasegr.modeling.backbone.place import Place
 from fasegr.modeling.layers import ConvNorm, build_norm
 from fasegr.modeling.ops import channels_last
 
@@ -134,12 +136,22 @@ class ResNet(Backbone):
         self._out_feature_channels = {name: res2_channels * 2**i for i, name in enumerate(names)}
         self._out_feature_strides = {name: 4 * 2**i for i, name in enumerate(names)}
         self._stages = [name for i, name in enumerate(names) if any(f in names[i:] for f in out_features)]
+        self.network_name = str(depth)
+        self._first_layers = dict(zip(names, accumulate(_BLOCKS[depth], initial=1), strict=False))
+        self.num_stages, self.num_layers = 1 + len(names), 1 + sum(_BLOCKS[depth])
         for name in ["stem", *names][:freeze_at]:
             getattr(self, name).requires_grad_(False)
 
     @property
     def size_divisibility(self) -> int:
         return 32
+
+    def place(self, name: str) -> Place:
+        """The stem is the first stage and layer; then each block is a layer."""
+        stage, number, _ = name.split(".", 2)
+        if stage == "stem":
+            return Place(0, 0)
+        return Place(int(stage[-1]) - 1, self._first_layers[stage] + int(number))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         x = self.stem(channels_last(x))

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fasegr.d2 import BACKBONE_REGISTRY, Backbone, ShapeSpec
 from fasegr.modeling import ops
+from fasegr.modeling.backbone.place import Place
 
 _NAMES = ("res2", "res3", "res4", "res5")
 _PATCH = 4  # side of the patch that becomes one token, in pixels: the stride of res2
@@ -299,6 +300,8 @@ class SwinTransformer(Backbone):
             )
             for i, (start, end) in enumerate(pairwise(starts))
         )
+        self._starts = starts
+        self.num_stages, self.num_layers = 1 + len(depths), 1 + sum(depths)
         self._out_features = list(out_features)
         self._out_feature_channels = dict(zip(_NAMES, channels, strict=True))
         self._out_feature_strides = {name: _PATCH * 2**i for i, name in enumerate(_NAMES)}
@@ -317,6 +320,20 @@ class SwinTransformer(Backbone):
     @property
     def size_divisibility(self) -> int:
         return 32
+
+    def place(self, name: str) -> Place:
+        """The patch embedding is the first stage and layer; then each block is a layer, to the last of which in a stage
+        its downsampling and the norm of its map belong."""
+        part, _, rest = name.partition(".")
+        if part in ("patch_embed", "absolute_pos_embed"):
+            return Place(0, 0)
+        if part == "layers":
+            stage, kind, number = rest.split(".")[:3]
+            if kind == "blocks":
+                return Place(int(stage) + 1, self._starts[int(stage)] + int(number) + 1)
+        else:
+            stage = part.removeprefix("norm")
+        return Place(int(stage) + 1, self._starts[int(stage) + 1])
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         x = self.patch_embed(x)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from fasegr.d2 import META_ARCH_REGISTRY, Backbone, MetadataCatalog, build_backbone, build_sem_seg_head, configurable
 from fasegr.modeling import ops
+from fasegr.modeling.backbone.place import freeze
 from fasegr.modeling.criterion import SetCriterion
 from fasegr.modeling.gradient_checkpointing import checkpoint_blocks
 from fasegr.modeling.matcher import HungarianMatcher
@@ -34,6 +35,7 @@ class FASeg(nn.Module):
     masks at the output size, instead of resizing scores from the input size. things: classes of objects, which can
     have several panoptic segments each; with panoptic_on, only these classes have instances.
     object_mask_threshold, overlap_threshold: of `panoptic_segments`. max_instances: per image.
+    frozen: modules of the backbone that stay in evaluation mode in training.
     channels_last: memory format of maps and convolution weights, the fastest on a GPU's tensor cores.
     gradient_checkpointing: training keeps only the inputs of the blocks of backbone and pixel decoder.
     compile: backbone and head with `torch.compile`, at their first call and for each new kind of input.
@@ -61,6 +63,7 @@ class FASeg(nn.Module):
         object_mask_threshold: float = 0.8,
         overlap_threshold: float = 0.8,
         max_instances: int = 100,
+        frozen: Sequence[nn.Module] = (),
         channels_last: bool = False,
         gradient_checkpointing: bool = False,
         compile: bool = False,
@@ -86,6 +89,7 @@ class FASeg(nn.Module):
         self.object_mask_threshold = object_mask_threshold
         self.overlap_threshold = overlap_threshold
         self.max_instances = max_instances
+        self.frozen = list(frozen)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean, dtype=torch.float32).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std, dtype=torch.float32).view(-1, 1, 1), False)
         self.dtype: torch.dtype | None = None  # in which backbone and head compute, where it is not that of images
@@ -146,6 +150,7 @@ class FASeg(nn.Module):
             "object_mask_threshold": former.TEST.OBJECT_MASK_THRESHOLD,
             "overlap_threshold": former.TEST.OVERLAP_THRESHOLD,
             "max_instances": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "frozen": freeze(backbone, cfg.MODEL.BACKBONE.FREEZE),
             "channels_last": cfg.MODEL.DEVICE.startswith("cuda"),
             "gradient_checkpointing": cfg.SOLVER.GRADIENT_CHECKPOINTING,
             "compile": cfg.SPEED.COMPILE,
@@ -154,6 +159,12 @@ class FASeg(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.pixel_mean.device
+
+    def train(self, mode: bool = True) -> FASeg:
+        super().train(mode)
+        for module in self.frozen:
+            module.eval()
+        return self
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
         """batched_inputs: detectron2's dicts, `image` (3, H, W) RGB, and `height`, `width` of the result.
