@@ -139,7 +139,6 @@ def add_fasegr_config(cfg: CN) -> None:
     vit.DROP_PATH_RATE = 0.0
     vit.OUT_CHANNELS = 256                         # of each map
     vit.WINDOW_SIZE = 0                            # in tokens; all but four blocks attend within windows; 0: everywhere
-    vit.USE_CHECKPOINT = False                     # recompute blocks in the backward pass instead of storing them
 
     cfg.MODEL.BACKBONE.FREEZE = 0                  # stages that are not trained, the stem being the first, or "all", or
                                                    # "all but norms"

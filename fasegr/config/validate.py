@@ -183,7 +183,6 @@ KEYS: dict[str, Allowed] = {
     "MODEL.VIT.DROP_PATH_RATE": PROBABILITY,
     "MODEL.VIT.OUT_CHANNELS": CHANNELS,
     "MODEL.VIT.WINDOW_SIZE": integer(0, 1024, " tokens; 0 attends everywhere"),
-    "MODEL.VIT.USE_CHECKPOINT": FLAG,
     "MODEL.SEM_SEG_HEAD.NAME": one_of("FASegHead"),
     "MODEL.SEM_SEG_HEAD.IN_FEATURES": several(NAME, 1, 10),
     "MODEL.SEM_SEG_HEAD.IGNORE_VALUE": integer(0, 65535),

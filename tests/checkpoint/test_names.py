@@ -2,7 +2,7 @@ import pytest
 import torch
 import torchvision
 
-from fasegr.checkpoint.names import is_map_norm, may_be_missing, to_our_names
+from fasegr.checkpoint.names import is_on_top, may_be_missing, to_our_names
 from fasegr.modeling.backbone.resnet import ResNet
 
 HEAD = [
@@ -131,5 +131,5 @@ def test_what_may_be_missing():
 
 
 def test_norms_of_maps():
-    assert is_map_norm("backbone.norm0.weight") and is_map_norm("norm3.bias")
-    assert not is_map_norm("backbone.layers.0.blocks.0.norm1.weight")
+    assert is_on_top("backbone.norm0.weight") and is_on_top("norm3.bias")
+    assert not is_on_top("backbone.layers.0.blocks.0.norm1.weight")

@@ -49,7 +49,7 @@ def test_the_average_of_the_weights_covers_the_same_epochs():
     cfg = schedule(IMS_PER_BATCH=4)
     cfg.SOLVER.EMA.ENABLED = True
     scale_to_batch(cfg, explicit=["SOLVER.EMA.ENABLED"])
-    assert cfg.SOLVER.EMA.DECAY**4 == pytest.approx(0.9998)  # four steps in place of one
+    assert pytest.approx(0.9998) == cfg.SOLVER.EMA.DECAY**4  # four steps in place of one
     cfg = schedule(IMS_PER_BATCH=4)
     cfg.SOLVER.EMA.ENABLED = True
     scale_to_batch(cfg, explicit=["SOLVER.EMA.DECAY"])

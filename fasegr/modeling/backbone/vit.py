@@ -13,7 +13,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from fasegr.d2 import BACKBONE_REGISTRY, Backbone, ShapeSpec
 from fasegr.modeling.backbone.place import Place
@@ -69,8 +68,7 @@ class PlainViT(Backbone):
 
     pretrained: load timm's weights, which are downloaded once. drop_path_rate: stochastic depth of the last block; it
     grows linearly from 0. out_channels: of each map. window_size: side, in tokens, of the windows that tokens attend
-    within, in all but four blocks, which are spread evenly; 0: every token attends to all. use_checkpoint: recompute
-    blocks in the backward pass, which saves memory and takes longer.
+    within, in all but four blocks, which are spread evenly; 0: every token attends to all.
 
     Input (B, 3, H, W), H and W multiples of 32; returns {"res2" .. "res5": (B, out_channels, H/stride, W/stride)}.
     Where the side of a patch is no power of two (14), the image is resized first, so that the stride of a token is the
@@ -88,7 +86,6 @@ class PlainViT(Backbone):
         drop_path_rate: float = 0.0,
         out_channels: int = 256,
         window_size: int = 0,
-        use_checkpoint: bool = False,
     ):
         super().__init__()
         require_timm("build_timm_vit_backbone")
@@ -99,8 +96,6 @@ class PlainViT(Backbone):
                 f"window_size is {window_size} with {name!r}, which has windows of its own; it must be 0 there"
             )
         self.timm.prune_intermediate_layers(1, prune_norm=self.has_own_windows, prune_head=True)
-        self.timm.set_grad_checkpointing(use_checkpoint)
-        self.use_checkpoint = use_checkpoint
         self.window_size = window_size
         self.patch_size = self.timm.patch_embed.patch_size[0]
         self.token_stride = _nearest_stride(self.patch_size)
@@ -157,10 +152,7 @@ class PlainViT(Backbone):
             options = {"attn_mask": None if i in self.global_blocks else windows}
             if rope is not None:
                 options["rope"] = rope[i] if vit.rope_mixed else rope  # mixed: of each block its own
-            if self.use_checkpoint and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False, **options)
-            else:
-                x = block(x, **options)
+            x = block(x, **options)
         x = vit.norm(x)[:, vit.num_prefix_tokens :]
         return x.unflatten(1, size).permute(0, 3, 1, 2)
 
@@ -263,7 +255,6 @@ def build_timm_vit_backbone(cfg, input_shape: ShapeSpec) -> PlainViT:
         drop_path_rate=keys.DROP_PATH_RATE,
         out_channels=keys.OUT_CHANNELS,
         window_size=keys.WINDOW_SIZE,
-        use_checkpoint=keys.USE_CHECKPOINT,
     )
     warn_of_other_pixels(backbone.timm, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)
     return backbone

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from fasegr.config import add_fasegr_config
 from fasegr.d2 import build_backbone, get_cfg
 from fasegr.modeling.backbone.vit import PlainViT, SimpleFeaturePyramid, Windows
+from fasegr.modeling.gradient_checkpointing import blocks, checkpoint_blocks
 from tests.modeling.backbone.tiny_vits import NETWORKS, tiny_networks
 
 timm = pytest.importorskip("timm")
@@ -235,7 +236,10 @@ def test_gradient_checkpointing_changes_no_result(options):
     images, results = torch.randn(2, 3, 32, 96), []
     for use_checkpoint in (False, True):
         torch.manual_seed(1)
-        model = backbone("vit_base_patch16_dinov3", drop_path_rate=0.5, use_checkpoint=use_checkpoint, **options)
+        model = backbone("vit_base_patch16_dinov3", drop_path_rate=0.5, **options)
+        if use_checkpoint:
+            assert {type(block).__name__ for block in blocks(model)} >= {"EvaBlock"}
+            checkpoint_blocks(model)
         maps = model(images)
         sum(value.square().mean() for value in maps.values()).backward()
         results.append([*maps.values(), *(parameter.grad for parameter in model.parameters())])
