@@ -30,13 +30,14 @@ _SPELLINGS = (
     *((rules, prefix) for rules in (_RELEASED, _TORCHVISION, _TIMM_SWIN) for prefix in ("", "backbone.")),
     *((rules, prefix) for rules in ((), _TIMM_MAPS) for prefix in ("timm.", "backbone.timm.")),
 )
+_PILOT = "sem_seg_head.predictor.label_enc.weight"  # of MP-Former
 _STEPS = ".num_batches_tracked"  # batch norm's step count; used only if its momentum is None, which ours never is
 # Entries of files that a model does not need: the loss's class weights and the image statistics, which the config
 # sets; the ImageNet classifier, and Swin's norm before it; the step count of batch norm if the model's norm is frozen;
-# Swin's masks for the one size that it was trained with.
+# Swin's masks for the one size that it was trained with; the classes of piloted queries, which only training reads.
 _EXTRA = re.compile(
     r"criterion\.empty_weight|pixel_(mean|std)|(backbone\.)?((stem\.)?fc|head|head\.fc|norm)\.(weight|bias)"
-    r"|.*\.attn_mask|.*" + re.escape(_STEPS)
+    r"|.*\.attn_mask|.*" + re.escape(_STEPS) + "|" + re.escape(_PILOT)
 )
 _OFFSETS = ".relative_position_index"  # the row of Swin's table for a pair of tokens: follows from the window size
 # What no pretrained backbone has: Swin's norms on the feature maps that it returns; the pyramid on a plain ViT.
@@ -75,14 +76,14 @@ def to_our_names(names: Iterable[str], expected: Collection[str]) -> Renaming:
 
 
 def may_be_missing(name: str) -> bool:
-    """Whether a file may lack the entry `name`: one made with a frozen norm has no step counts, and newer ones of Swin
-    have no offsets."""
-    return name.endswith((_STEPS, _OFFSETS))
+    """Whether a file may lack the entry `name`: one made with a frozen norm has no step counts, newer ones of Swin
+    have no offsets, and of a training without piloted queries none has their classes."""
+    return name.endswith((_STEPS, _OFFSETS, _PILOT))
 
 
 def is_derived(name: str) -> bool:
-    """Whether the model computes `name` itself, so that a file's value does not matter."""
-    return name.endswith(_OFFSETS)
+    """Whether a value of another shape does not matter: the model computes it itself, or only training reads it."""
+    return name.endswith((_OFFSETS, _PILOT))
 
 
 def is_on_top(name: str) -> bool:

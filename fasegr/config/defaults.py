@@ -124,6 +124,12 @@ def add_fasegr_config(cfg: CN) -> None:
 
     former.CLASS_WEIGHTS = []                      # of each class in the classification loss, or "inverse_sqrt"; []: 1
 
+    former.MASK_PILOT = CN()                       # MP-Former: queries with noised true masks beside the others,
+    former.MASK_PILOT.ENABLED = False              # in training only
+    former.MASK_PILOT.NUM_QUERIES = 100            # the objects of an image take turns
+    former.MASK_PILOT.LABEL_NOISE = 0.2            # share of their classes that become random ones
+    former.MASK_PILOT.MASK_NOISE = 0.2             # flipped cells, as a share of a mask's
+
     cfg.MODEL.RESNETS.RES4_DILATION = 1            # these three are from detectron2's DeepLab; released files set them
     cfg.MODEL.RESNETS.RES5_MULTI_GRID = [1, 1, 1]
     cfg.MODEL.RESNETS.STEM_TYPE = "basic"

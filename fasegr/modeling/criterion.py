@@ -102,14 +102,17 @@ class SetCriterion(nn.Module):
         self.register_buffer("empty_weight", empty_weight, persistent=False)
 
     @torch.compiler.disable  # SciPy makes the assignment on the host; only the network is compiled
-    def forward(self, outputs: dict, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    def forward(
+        self, outputs: dict, targets: Sequence[dict[str, Tensor]], matches: Sequence[Match] | None = None
+    ) -> dict[str, Tensor]:
         """The losses loss_ce, loss_mask and loss_dice of the last prediction and, with the suffixes _0, _1, ..., of the
         earlier ones in order. Scalars, not multiplied by the weights of the three losses.
 
         outputs: `pred_logits` (B, Q, C + 1), `pred_masks` (B, Q, h, w) and, to train earlier predictions too,
         `aux_outputs`, a list of such dicts. targets: B of `labels` (K,) int64 in [0, C) and `masks` (K, H, W), bool or
-        floating point, padded as the images were; K may be 0. Half precision is promoted to float32, float64 stays.
-        Raises FloatingPointError if a matching cost is NaN or Inf.
+        floating point, padded as the images were; K may be 0. matches: of each image, (1, M), for all predictions alike
+        and in place of those of the matcher; the masks' divisor is then the number of pairs. Half precision is promoted
+        to float32, float64 stays. Raises FloatingPointError if a matching cost is NaN or Inf.
         """
         predictions = [*outputs.get("aux_outputs", ()), outputs]
         pred_logits = [prediction["pred_logits"] for prediction in predictions]
@@ -119,13 +122,18 @@ class SetCriterion(nn.Module):
         images, device = len(targets), pred_masks[-1].device
         dtype = torch.promote_types(pred_masks[-1].dtype, torch.float32)
         drawn = self.draw(images, max(self.num_candidates, self.matcher.num_points), device, dtype)
-        matches = self.matcher(pred_logits, pred_masks, targets, drawn[:, : self.matcher.num_points])
+        count = sum(len(target["labels"]) for target in targets)
+        if matches is None:
+            matches = self.matcher(pred_logits, pred_masks, targets, drawn[:, : self.matcher.num_points])
+        else:
+            count = sum(match.queries.shape[1] for match in matches)
+            matches = [Match(*(indices.expand(len(predictions), -1) for indices in match)) for match in matches]
         points = torch.cat((drawn[:, : self.num_candidates], self.draw(images, self.num_random, device, dtype)), dim=1)
 
         matches = _move(matches, device)
         entropy, class_weight = self._class_losses(pred_logits, targets, matches)
         mask, dice = self._mask_losses(pred_masks, targets, matches, points)
-        class_weight, count = _mean_over_ranks(class_weight, sum(len(target["labels"]) for target in targets))
+        class_weight, count = _mean_over_ranks(class_weight, count)
         losses = {"loss_ce": entropy / class_weight, "loss_mask": mask / count, "loss_dice": dice / count}
         suffixes = [*(f"_{i}" for i in range(len(predictions) - 1)), ""]
         return {

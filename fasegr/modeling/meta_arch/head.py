@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from fasegr.d2 import SEM_SEG_HEADS_REGISTRY, ShapeSpec, configurable
+from fasegr.modeling.mask_piloting import PilotQueries
 from fasegr.modeling.pixel_decoder import MSDeformAttnPixelDecoder
-from fasegr.modeling.transformer_decoder.decoder import MultiScaleMaskedTransformerDecoder
+from fasegr.modeling.transformer_decoder.decoder import MultiScaleMaskedTransformerDecoder, Prediction
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -29,16 +30,21 @@ class FASegHead(nn.Module):
             "predictor": decoder(**decoder.from_config(cfg, in_channels=cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM)),
         }
 
-    def forward(self, features: dict[str, Tensor]) -> dict:
-        """features: {name: (B, C, H/stride, W/stride)}.
+    def forward(self, features: dict[str, Tensor], pilot: PilotQueries | None = None) -> dict:
+        """features: {name: (B, C, H/stride, W/stride)}. pilot: of training with piloted queries.
 
         Returns pred_logits (B, Q, K + 1), pred_masks (B, Q, H/4, W/4) and, in training only, aux_outputs: a list of
-        such dicts, one for each earlier prediction, that of the learnable queries first.
+        such dicts, one for each earlier prediction, that of the learnable queries first. With `pilot` there is also
+        piloted, a dict of the same from the piloted queries.
         """
-        *earlier, last = (
-            {"pred_logits": p.class_logits, "pred_masks": p.mask_logits}
-            for p in self.predictor(self.pixel_decoder(features))
-        )
+        maps = self.pixel_decoder(features)
+        if pilot is not None:
+            own, piloted = self.predictor.forward_piloted(maps, pilot)
+            return {**self._outputs(own), "piloted": self._outputs(piloted)}
+        return self._outputs(self.predictor(maps))
+
+    def _outputs(self, predictions: list[Prediction]) -> dict:
+        *earlier, last = ({"pred_logits": p.class_logits, "pred_masks": p.mask_logits} for p in predictions)
         if self.training:
             last["aux_outputs"] = earlier
         return last

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -14,11 +15,13 @@ from fasegr.modeling import ops
 from fasegr.modeling.backbone.place import freeze
 from fasegr.modeling.criterion import SetCriterion
 from fasegr.modeling.gradient_checkpointing import checkpoint_blocks
-from fasegr.modeling.matcher import HungarianMatcher
+from fasegr.modeling.mask_piloting import MaskPilot
+from fasegr.modeling.matcher import HungarianMatcher, Match
 from fasegr.modeling.meta_arch.image_prediction import ImagePrediction
 from fasegr.modeling.meta_arch.instance_inference import instances
 from fasegr.modeling.meta_arch.panoptic_inference import panoptic_segments
 from fasegr.modeling.meta_arch.semantic_inference import score_tiles, semantic_result
+from fasegr.modeling.transformer_decoder.feature_levels import masked_strides
 
 
 @META_ARCH_REGISTRY.register()
@@ -37,6 +40,7 @@ class FASeg(nn.Module):
     object_mask_threshold, overlap_threshold: of `panoptic_segments`. max_instances: per image.
     frozen: modules of the backbone that stay in evaluation mode in training.
     channels_last: memory format of maps and convolution weights, the fastest on a GPU's tensor cores.
+    mask_pilot: makes piloted queries for training, with losses of their own (loss_ce_mp, ...); None for none.
     gradient_checkpointing: training keeps only the inputs of the blocks of backbone and pixel decoder.
     compile: backbone and head with `torch.compile`, at their first call and for each new kind of input.
     """
@@ -65,6 +69,7 @@ class FASeg(nn.Module):
         max_instances: int = 100,
         frozen: Sequence[nn.Module] = (),
         channels_last: bool = False,
+        mask_pilot: MaskPilot | None = None,
         gradient_checkpointing: bool = False,
         compile: bool = False,
     ):
@@ -80,6 +85,7 @@ class FASeg(nn.Module):
         self.criterion = criterion
         self.loss_weights = loss_weights
         self.deep_supervision = deep_supervision
+        self.mask_pilot = mask_pilot
         self.size_divisibility = size_divisibility if size_divisibility > 0 else max(backbone.size_divisibility, 1)
         self.ignore_label = ignore_label
         self.semantic_output = semantic_output
@@ -152,6 +158,7 @@ class FASeg(nn.Module):
             "max_instances": cfg.TEST.DETECTIONS_PER_IMAGE,
             "frozen": freeze(backbone, cfg.MODEL.BACKBONE.FREEZE),
             "channels_last": cfg.MODEL.DEVICE.startswith("cuda"),
+            "mask_pilot": _mask_pilot(cfg) if former.MASK_PILOT.ENABLED else None,
             "gradient_checkpointing": cfg.SOLVER.GRADIENT_CHECKPOINTING,
             "compile": cfg.SPEED.COMPILE,
         }
@@ -184,10 +191,22 @@ class FASeg(nn.Module):
         images, _ = self._batch([sample["image"] for sample in batched_inputs])
         # before the network runs, so that a sample without targets is reported first
         targets = [self._target(sample, tuple(images.shape[-2:])) for sample in batched_inputs]
-        outputs = self.sem_seg_head(self.backbone(images))
+        if self.mask_pilot is None:
+            return self._losses(self.sem_seg_head(self.backbone(images)), targets)
+        pilot = self.mask_pilot(targets)
+        outputs = self.sem_seg_head(self.backbone(images), pilot)
+        piloted = outputs.pop("piloted")
+        losses = self._losses(outputs, targets)
+        piloted = self._losses(piloted, targets, pilot.matches)
+        return losses | {re.sub(r"(_\d+)?$", r"_mp\1", name, count=1): loss for name, loss in piloted.items()}
+
+    def _losses(
+        self, outputs: dict, targets: list[dict[str, Tensor]], matches: Sequence[Match] | None = None
+    ) -> dict[str, Tensor]:
+        """The losses of `SetCriterion`, weighted."""
         if not self.deep_supervision:
             outputs.pop("aux_outputs")
-        losses = self.criterion(outputs, targets)
+        losses = self.criterion(outputs, targets, matches)
         return {name: loss * self.loss_weights[name.rstrip("0123456789_")] for name, loss in losses.items()}
 
     def score_tiles(self, batched_inputs: list[dict]) -> list[Iterator[tuple[slice, Tensor]]]:
@@ -260,6 +279,18 @@ class FASeg(nn.Module):
         labels, masks = ops.to_device(labels, self.device).to(torch.int64), ops.to_device(masks, self.device)
         masks = F.pad(masks, (0, padded[1] - masks.shape[2], 0, padded[0] - masks.shape[1]))
         return {"labels": labels, "masks": masks}
+
+
+def _mask_pilot(cfg) -> MaskPilot:
+    high_res, keys = cfg.MODEL.FASEG.HIGH_RES, cfg.MODEL.MASK_FORMER.MASK_PILOT
+    masked = masked_strides(high_res.ATTENTION, high_res.LEVELS)
+    return MaskPilot(
+        num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+        num_queries=keys.NUM_QUERIES,
+        label_noise=keys.LABEL_NOISE,
+        mask_noise=keys.MASK_NOISE,
+        strides=[masked[i % len(masked)] for i in range(cfg.MODEL.MASK_FORMER.DEC_LAYERS - 1)],
+    )
 
 
 def _things(cfg) -> list[int]:

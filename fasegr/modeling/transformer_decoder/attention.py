@@ -70,9 +70,10 @@ class SelfAttentionLayer(nn.Module):
         self.self_attn = MultiheadAttention(dim, num_heads)
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, queries: Tensor, query_pos: Tensor) -> Tensor:
+    def forward(self, queries: Tensor, query_pos: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        """attn_mask: as in `MultiheadAttention`, (B, 1, Q, Q)."""
         with_pos = queries + query_pos
-        return self.norm(queries + self.self_attn(with_pos, with_pos, queries))
+        return self.norm(queries + self.self_attn(with_pos, with_pos, queries, attn_mask))
 
 
 class FFNLayer(nn.Module):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fasegr.modeling.layers import MLP, c2_xavier_fill
+from fasegr.modeling.mask_piloting import PilotQueries
 from fasegr.modeling.pixel_decoder import PixelDecoderOutput
 from fasegr.modeling.transformer_decoder.attention import CrossAttentionContext, FFNLayer, SelfAttentionLayer
 from fasegr.modeling.transformer_decoder.cross_attention import build_cross_attention
@@ -51,6 +52,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
     mask_threshold: of masked attention. high_res_attention: "hrca", "random", "vanilla", "rcda" or "none".
     high_res_levels: strides of its levels; 1/4 is a level only if it is one of them. omega: one key in `omega` is
     attended to. high_res_selection: of HRCA, "window" or "pixel". high_res_query: "static" or "dynamic".
+    mask_pilot: whether it can be trained with piloted queries (`MaskPilot`), whose content is learned for each class.
     """
 
     _version = 2  # as FASegHead's
@@ -75,6 +77,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         omega: int,
         high_res_selection: str,
         high_res_query: str,
+        mask_pilot: bool = False,
     ):
         super().__init__()
         if num_layers < 1:
@@ -109,6 +112,8 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             GridAnchors(num_queries, dim) if positional_query == "grid_anchor" else nn.Embedding(num_queries, dim)
         )
         self.level_embed = nn.Embedding(len(kinds), dim)
+        if mask_pilot:
+            self.label_enc = nn.Embedding(num_classes + 1, dim)  # the last for no-object
         self.input_proj = nn.ModuleList(nn.Identity() for _ in kinds)
         if in_channels != dim or enforce_input_project:
             self.input_proj = nn.ModuleList(nn.Conv2d(in_channels, dim, 1) for _ in kinds)
@@ -140,6 +145,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             "omega": faseg.HIGH_RES.OMEGA,
             "high_res_selection": faseg.HIGH_RES.SELECTION,
             "high_res_query": faseg.HIGH_RES.QUERY,
+            "mask_pilot": former.MASK_PILOT.ENABLED,
         }
 
     def _needs_weights(self, i: int, num_levels: int) -> bool:
@@ -153,6 +159,19 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
 
     def forward(self, maps: PixelDecoderOutput) -> list[Prediction]:
         """The predictions of all layers in order; in evaluation mode only that of the last layer."""
+        return self._predictions(self._decode(maps), maps.mask_features)
+
+    def forward_piloted(
+        self, maps: PixelDecoderOutput, pilot: PilotQueries
+    ) -> tuple[list[Prediction], list[Prediction]]:
+        """The predictions of all layers from the queries, which are those of `forward`, and from the piloted ones."""
+        inputs, count = self._decode(maps, pilot), self.query_feat.num_embeddings
+        own = [_PredictionInput(*(part[:, :count] for part in layer)) for layer in inputs]
+        piloted = [_PredictionInput(*(part[:, count:] for part in layer)) for layer in inputs]
+        return self._predictions(own, maps.mask_features), self._predictions(piloted, maps.mask_features)
+
+    def _decode(self, maps: PixelDecoderOutput, pilot: PilotQueries | None = None) -> list[_PredictionInput]:
+        """What each layer predicts from; in evaluation mode only the last. Piloted queries stand behind the others."""
         pairs = zip(maps.features, maps.key_positions, strict=True)
         levels = [self._level(i, f, p) for i, (f, p) in enumerate(islice(pairs, len(self.input_proj)))]
         level_mask_features = self._level_mask_features(maps.mask_features, levels)
@@ -160,8 +179,14 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         batch = maps.mask_features.shape[0]
         queries = self.query_feat.weight.expand(batch, -1, -1)
         query_embed = self.query_embed.weight.expand(batch, -1, -1)
+        count, self_attn_mask = queries.shape[1], None
+        if pilot is not None:
+            piloted = self.label_enc(pilot.labels)
+            queries = torch.cat((queries, piloted), 1)
+            query_embed = torch.cat((query_embed, torch.zeros_like(piloted)), 1)
+            self_attn_mask = _self_attn_mask(pilot.groups, count)
         inputs = [self._prediction_input(queries)]
-        mask_logits = inputs[-1].mask_embed.detach() @ level_mask_features[0]
+        mask_logits = _mask_logits(inputs[-1], level_mask_features[0], pilot, 0, count)
         query_pos = self.positional_query.first(query_embed, PositionalQueryContext(None, None, mask_logits, levels[0]))
         coarse_attention = None
 
@@ -180,8 +205,9 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             )
             queries, attention, _ = cross_attention(queries, context)
             if i % len(levels) == 0:  # the coarsest
-                coarse_attention = attention
-            queries = ffn(self_attention(queries, query_pos))
+                # piloted queries know the targets, and must not choose what the others see
+                coarse_attention = attention if attention is None else attention[:, :count]
+            queries = ffn(self_attention(queries, query_pos, self_attn_mask))
 
             is_last = i + 1 == len(layers)
             next_uses_mask = not is_last and layers[i + 1][0].uses_mask
@@ -190,11 +216,13 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             if is_last:
                 break
             next_level = (i + 1) % len(levels)
-            mask_logits = inputs[-1].mask_embed.detach() @ level_mask_features[next_level] if next_uses_mask else None
+            mask_logits = None
+            if next_uses_mask:
+                mask_logits = _mask_logits(inputs[-1], level_mask_features[next_level], pilot, i + 1, count)
             query_pos = self.positional_query.update(
                 query_pos, query_embed, PositionalQueryContext(attention, level, mask_logits, levels[next_level])
             )
-        return self._predictions(inputs if self.training else inputs[-1:], maps.mask_features)
+        return inputs if self.training else inputs[-1:]
 
     def _level(self, i: int, features: Tensor, key_position: Tensor) -> FeatureLevel:
         memory = self.input_proj[i](features).flatten(2).transpose(1, 2) + self.level_embed.weight[i]
@@ -225,3 +253,30 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             Prediction(self.class_embed(layer.queries), (layer.mask_embed @ features).unflatten(2, size))
             for layer in inputs
         ]
+
+
+def _mask_logits(
+    prediction: _PredictionInput, mask_features: Tensor, pilot: PilotQueries | None, layer: int, count: int
+) -> Tensor:
+    """(B, Q, n): the masks within which the queries attend in `layer`, without a gradient.
+
+    mask_features: (B, mask_dim, n), of its level. count: Q without the piloted queries, whose masks are given.
+    """
+    mask_embed = prediction.mask_embed.detach()
+    if pilot is None:
+        return mask_embed @ mask_features
+    logits = mask_embed[:, :count] @ mask_features
+    given = torch.zeros_like(pilot.attn_masks[layer], dtype=logits.dtype).masked_fill_(
+        ~pilot.attn_masks[layer], float("-inf")
+    )
+    return torch.cat((logits, given.masked_fill_(pilot.attn_masks[layer], float("inf"))), 1)
+
+
+def _self_attn_mask(groups: Tensor, count: int) -> Tensor:
+    """(B, 1, Q, Q) bool, True where a query does not see another: a piloted one of another group than its own.
+
+    groups: (B, N), of piloted queries, which stand behind `count` others.
+    """
+    others = groups.new_full((groups.shape[0], count), -1)
+    group = torch.cat((others, groups), 1)
+    return ((group[:, None, :] >= 0) & (group[:, None, :] != group[:, :, None])).unsqueeze(1)

@@ -30,3 +30,9 @@ def level_strides(high_res_attention: str, high_res_levels: Sequence[int]) -> tu
         raise ValueError(f"high_res_levels is {list(high_res_levels)}; choose [4], [8] or [4, 8]")
     fine = high_res_attention != "none" and 4 in high_res_levels
     return (*COARSE_STRIDES, 4) if fine else COARSE_STRIDES
+
+
+def masked_strides(high_res_attention: str, high_res_levels: Sequence[int]) -> list[int | None]:
+    """The same, with None in place of the maps that are attended to without masks."""
+    unmasked = () if high_res_attention == "none" else tuple(high_res_levels)
+    return [None if s in unmasked else s for s in level_strides(high_res_attention, high_res_levels)]
