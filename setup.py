@@ -62,6 +62,9 @@ setup(
         "timm": ["timm>=1.0"],  # other backbones
         "wandb": ["wandb>=0.17"],  # TRACKERS
         "mlflow": ["mlflow-skinny>=2.14"],  # TRACKERS; its client, without the server
+        "hub": [
+            "huggingface_hub>=0.30,<3"
+        ],  # models by name on Hugging Face's hub; requirements-hub.txt has the reason
         "export": ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.20"],  # requirements-export.txt has the reasons
     },
 )

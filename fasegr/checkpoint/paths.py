@@ -5,6 +5,7 @@ import os
 from iopath.common.file_io import PathManager
 
 from .download import ResumingHandler, cached_path
+from .hub import HUB, local_folder
 from .zoo import PREFIX, released_url
 
 ZOOS = {"detectron2://": "https://dl.fbaipublicfiles.com/detectron2/"}
@@ -25,6 +26,8 @@ def local_path(path: str) -> str:
     file that does not exist, ValueError for an unknown scheme or name, and ConnectionError if a download fails, which
     says where to put a file that was fetched by hand.
     """
+    if path.startswith(HUB):
+        return _existing(local_folder(path))
     if path.startswith(PREFIX):
         url = released_url(path)
     else:
@@ -32,7 +35,7 @@ def local_path(path: str) -> str:
     if url.startswith(DOWNLOADED):
         return _downloaded(path, url)
     if "://" in url:
-        schemes = ", ".join([PREFIX, *ZOOS, *DOWNLOADED])
+        schemes = ", ".join([PREFIX, HUB, *ZOOS, *DOWNLOADED])
         raise ValueError(f"weights {path!r}: unknown scheme; use a local path or one of {schemes}")
     return _existing(os.path.expanduser(path))
 

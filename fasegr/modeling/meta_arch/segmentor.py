@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
@@ -10,7 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fasegr.d2 import META_ARCH_REGISTRY, Backbone, MetadataCatalog, build_backbone, build_sem_seg_head, configurable
+from fasegr.checkpoint.pretrained import push_to_hub, save_pretrained
+from fasegr.d2 import (
+    META_ARCH_REGISTRY,
+    Backbone,
+    CfgNode,
+    MetadataCatalog,
+    build_backbone,
+    build_sem_seg_head,
+    configurable,
+)
 from fasegr.modeling import ops
 from fasegr.modeling.backbone.place import freeze
 from fasegr.modeling.criterion import SetCriterion
@@ -43,6 +53,7 @@ class FASeg(nn.Module):
     mask_pilot: makes piloted queries for training, with losses of their own (loss_ce_mp, ...); None for none.
     gradient_checkpointing: training keeps only the inputs of the blocks of backbone and pixel decoder.
     compile: backbone and head with `torch.compile`, at their first call and for each new kind of input.
+    config: what the model was built from, which `save_pretrained` writes.
     """
 
     @configurable
@@ -72,6 +83,7 @@ class FASeg(nn.Module):
         mask_pilot: MaskPilot | None = None,
         gradient_checkpointing: bool = False,
         compile: bool = False,
+        config: CfgNode | None = None,
     ):
         super().__init__()
         if not (semantic_on or panoptic_on or instance_on):
@@ -80,6 +92,7 @@ class FASeg(nn.Module):
             )
         if semantic_output not in ("scores", "labels"):
             raise ValueError(f"semantic_output is {semantic_output!r}; choose 'scores' or 'labels'")
+        self.config = config
         self.backbone = backbone
         self.sem_seg_head = sem_seg_head
         self.criterion = criterion
@@ -161,7 +174,30 @@ class FASeg(nn.Module):
             "mask_pilot": _mask_pilot(cfg) if former.MASK_PILOT.ENABLED else None,
             "gradient_checkpointing": cfg.SOLVER.GRADIENT_CHECKPOINTING,
             "compile": cfg.SPEED.COMPILE,
+            "config": cfg.clone(),
         }
+
+    def save_pretrained(self, folder: str | os.PathLike, **card: Any) -> None:
+        """Write config.yaml, model.safetensors and a card to `folder`, which `fasegr.from_pretrained` and --config-file
+        take; whole or not at all.
+
+        card: license (as "apache-2.0"), run (the OUTPUT_DIR of the training or of an evaluation, whose command and
+        scores the card tells; by default the folder of MODEL.WEIGHTS), and force (replace these files in a folder that
+        is not empty). Raises FileExistsError and OSError.
+        """
+        save_pretrained(self, self._config(), folder, **card)
+
+    def push_to_hub(self, name: str, **card: Any) -> str:
+        """Upload what `save_pretrained` writes as the model OWNER/NAME of Hugging Face's hub; returns its address.
+
+        card: license and run as there, and private. Raises ConnectionError, and ImportError without huggingface_hub.
+        """
+        return push_to_hub(self, self._config(), name, **card)
+
+    def _config(self) -> CfgNode:
+        if self.config is None:
+            raise ValueError("this model was not built from a config, which would have to be saved with it")
+        return self.config
 
     @property
     def device(self) -> torch.device:
