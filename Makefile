@@ -63,6 +63,6 @@ $(INSTALLED): $(REQUIREMENTS) requirements-common.txt setup.py
 	$(PIP) --no-build-isolation --no-deps -e .
 	@touch $@
 
-$(DEV_INSTALLED): requirements-dev.txt requirements-export.txt requirements-hub.txt $(INSTALLED)
+$(DEV_INSTALLED): requirements-dev.txt requirements-export.txt requirements-hub.txt requirements-serve.txt $(INSTALLED)
 	$(PIP) -r requirements-dev.txt
 	@touch $@

@@ -65,6 +65,7 @@ setup(
         "hub": [
             "huggingface_hub>=0.30,<3"
         ],  # models by name on Hugging Face's hub; requirements-hub.txt has the reason
+        "serve": ["starlette>=1.0", "uvicorn>=0.40"],  # requirements-serve.txt has the reasons
         "export": ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.20"],  # requirements-export.txt has the reasons
     },
 )

@@ -37,6 +37,7 @@ COMMANDS = {
     "train": Command("train_net", "run", "train a model, on one CPU or many GPUs"),
     "eval": Command("train_net", "run", "score a model on DATASETS.TEST", ("--eval-only",)),
     "predict": Command("demo.demo", "main", "draw the predictions of a model over pictures and videos"),
+    "serve": Command("demo.serve", "main", "show models as a page in the browser"),
     "inspect": Command("tools.inspect_dataset", "main", "look at a dataset before training: a page of what is in it"),
     "export": Command("tools.export_model", "main", "write a model to an ONNX file, or torch.export's"),
     "attention": Command("tools.visualize_attention", "main", "draw where the queries of a model look"),

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fasegr import Predictor, load_cfg
+from fasegr.d2 import CfgNode
 
-__all__ = ["add_model_arguments", "build_predictors", "check_picture_name", "model_names"]
+__all__ = ["add_model_arguments", "build_predictors", "check_picture_name", "load_cfgs", "model_names"]
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,19 +37,25 @@ def model_names(config_files: Sequence[str], names: Sequence[str] | None) -> lis
     return list(names)
 
 
-def build_predictors(config_files: Sequence[str], weights: Sequence[str], options: Sequence[str]) -> list[Predictor]:
-    """A predictor for each config; weights: one file for each, or none if the configs or `options` name them.
-
-    Raises ValueError if the numbers differ, or if the models have different classes.
-    """
+def load_cfgs(config_files: Sequence[str], weights: Sequence[str], options: Sequence[str]) -> list[CfgNode]:
+    """The configs; weights: one file for each, or none if the configs or `options` name them. Raises ValueError if the
+    numbers differ."""
     if weights and len(weights) != len(config_files):
         raise ValueError(
             f"there are {len(weights)} --weights for {len(config_files)} --config-file; "
             "give one for each, in their order"
         )
+    return [
+        load_cfg(file, [*options, *(["MODEL.WEIGHTS", weights[i]] if weights else [])])
+        for i, file in enumerate(config_files)
+    ]
+
+
+def build_predictors(config_files: Sequence[str], weights: Sequence[str], options: Sequence[str]) -> list[Predictor]:
+    """A predictor for each config; weights and errors as of `load_cfgs`. Raises ValueError if the models have different
+    classes."""
     predictors: list[Predictor] = []
-    for i, file in enumerate(config_files):
-        cfg = load_cfg(file, [*options, *(["MODEL.WEIGHTS", weights[i]] if weights else [])])
+    for i, (file, cfg) in enumerate(zip(config_files, load_cfgs(config_files, weights, options), strict=True)):
         predictors.append(Predictor(cfg))
         if predictors[i].class_names != predictors[0].class_names:
             raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,11 @@ __all__ = ["leave_out"]
 _EIGHT_NEIGHBOURS = np.ones((3, 3), int)
 
 
-def leave_out(result: Mapping[str, Any], min_confidence: float = 0, min_area: int = 0) -> dict[str, Any]:
-    """A segmentor's result without what is less sure than `min_confidence` (0 to 1) or smaller than `min_area` pixels.
+def leave_out(
+    result: Mapping[str, Any], min_confidence: float = 0, min_area: int = 0, classes: Collection[int] = ()
+) -> dict[str, Any]:
+    """A segmentor's result without what is less sure than `min_confidence` (0 to 1), smaller than `min_area` pixels, or
+    of one of `classes`.
 
     Of `sem_seg` or `sem_seg_labels`: pixels whose class has a smaller share of their scores, which needs `sem_seg`
     (see `confidence`); then connected parts of one class with fewer pixels. These pixels are -1 in the
@@ -33,15 +36,19 @@ def leave_out(result: Mapping[str, Any], min_confidence: float = 0, min_area: in
         if min_confidence > 0:
             unsure = confidence(result["sem_seg"], labels) < min_confidence
             labels = labels.to(torch.int16).masked_fill(unsure, -1)
+        if classes:
+            labels = labels.to(torch.int16)
+            labels = labels.masked_fill(torch.isin(labels, torch.tensor(list(classes), device=labels.device)), -1)
         kept["sem_seg_labels"] = _without_small_parts(labels, min_area) if min_area > 1 else labels
     if "instances" in result:
         found = result["instances"]
         keep = (found.scores >= min_confidence) & (found.pred_masks.sum((1, 2)) >= min_area)
+        keep &= ~torch.isin(found.pred_classes, torch.tensor(list(classes), device=keep.device, dtype=torch.int64))
         kept["instances"] = Instances(found.scores[keep], found.pred_classes[keep], found.pred_masks[keep])
     if "panoptic_seg" in result:
         ids, segments = result["panoptic_seg"]
         areas = torch.bincount(ids.flatten(), minlength=1 + max((segment["id"] for segment in segments), default=0))
-        segments = [segment for segment in segments if areas[segment["id"]] >= min_area]
+        segments = [s for s in segments if areas[s["id"]] >= min_area and s["category_id"] not in classes]
         large = torch.tensor([0, *(segment["id"] for segment in segments)], dtype=ids.dtype, device=ids.device)
         kept["panoptic_seg"] = PanopticSegmentation(ids * torch.isin(ids, large), segments)
     return kept

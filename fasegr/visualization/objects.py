@@ -14,7 +14,7 @@ from fasegr.visualization.figure_layout import fit_cell, image_grid
 from fasegr.visualization.fonts import drawable_names
 from fasegr.visualization.overlays import Colors, ImageLike, as_colors, overlay
 
-__all__ = ["class_list", "draw_result", "drawn_kind", "object_table"]
+__all__ = ["class_list", "draw_result", "drawn_kind", "object_colors", "object_table", "visible_objects"]
 
 _MIN_SCORE = 0.5
 
@@ -51,10 +51,10 @@ def draw_result(
     colors, class_names = as_colors(colors, len(class_names)), drawable_names(class_names)
     if drawn_kind(result) == "sem_seg_labels":
         return overlay(image, predicted_labels(result), class_names, colors, alpha, None if legend else ())
-    object_ids, classes, captions = _objects(result, class_names, min_score)
-    shades = [_shade(colors[label], classes[:i].count(label)) for i, label in enumerate(classes)]
+    object_ids, classes, captions = visible_objects(result, class_names, min_score)
+    shades = object_colors(colors, classes)
     entries = [(class_names[label], colors[label]) for label in sorted(set(classes))] if legend else ()
-    return overlay(image, object_ids, captions, np.reshape(shades, (-1, 3)), alpha, entries)
+    return overlay(image, object_ids, captions, shades, alpha, entries)
 
 
 def object_table(
@@ -74,11 +74,11 @@ def object_table(
     for image, *results in rows:
         drawn = [draw_result(image, result, class_names, colors, legend=False) for result in results]
         cells.append([fit_cell(cell, cell_width) for cell in (Image.fromarray(np.asarray(image)), *drawn)])
-        classes.update(*(_objects(result, class_names, _MIN_SCORE)[1] for result in results))
+        classes.update(*(visible_objects(result, class_names, _MIN_SCORE)[1] for result in results))
     return image_grid(cells, titles, [(class_names[label], colors[label]) for label in sorted(classes)], cell_width)
 
 
-def _objects(
+def visible_objects(
     result: Mapping[str, Any], class_names: Sequence[str], min_score: float
 ) -> tuple[np.ndarray, list[int], list[str]]:
     """The index of the object that each pixel shows, (H, W) with -1 for none; classes and captions of the objects.
@@ -108,6 +108,12 @@ def _objects(
 
 def _array(values: Tensor) -> np.ndarray:
     return (values.float() if values.is_floating_point() else values).cpu().numpy()  # numpy has no bfloat16
+
+
+def object_colors(colors: np.ndarray, classes: Sequence[int]) -> np.ndarray:
+    """(N, 3) uint8: the colour of each object, a shade of its class's. colors: (C, 3). classes: of the objects."""
+    shades = [_shade(colors[label], classes[:i].count(label)) for i, label in enumerate(classes)]
+    return np.reshape(shades, (-1, 3)).astype(np.uint8)
 
 
 def _shade(color: np.ndarray, index: int) -> np.ndarray:
