@@ -102,7 +102,8 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--size is {args.size[0]} {args.size[1]}; height and width must be at least 1")
     with readable_errors():
         # the device comes last to override the others: counting runs on the CPU
-        cfg = load_cfg(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"])
+        no_download = ["MODEL.TIMM.PRETRAINED", False, "MODEL.VIT.PRETRAINED", False]
+        cfg = load_cfg(args.config_file, [*args.opts, *no_download, "MODEL.DEVICE", "cpu"])
         model = build_model(cfg)
         height, width = args.size
         print(f"{args.config_file}, {height} x {width}\n{table(count_cost(model, (height, width)), args.depth)}")

@@ -1,8 +1,9 @@
 """Parameters and multiply-adds of a model by module, without computing anything.
 
 Multiply-adds are counted as fvcore counts its "flops": one for each multiply-add of a matrix product or a convolution,
-five for each element of a norm, four for each element of a bilinear sample; additions, activations and softmax are
-free. The network runs on fake tensors, which have a shape but no data, so any size takes seconds on any machine.
+five for each element of a norm, four for each element of a bilinear sample, sixteen of a bicubic one; additions,
+activations and softmax are free. The network runs on fake tensors, which have a shape but no data, so any size takes
+seconds on any machine.
 """
 
 from __future__ import annotations
@@ -88,6 +89,10 @@ def _upsample(input_shape, *args, out_shape=None, **kwargs) -> int:
     return 2 * 4 * math.prod(out_shape)
 
 
+def _upsample_bicubic(input_shape, *args, out_shape=None, **kwargs) -> int:
+    return 2 * 16 * math.prod(out_shape)
+
+
 def _attention(query_shape, key_shape, value_shape, *args, out_shape=None, **kwargs) -> int:
     batch, heads, queries, dim = query_shape
     return 2 * batch * heads * queries * key_shape[2] * (dim + value_shape[3])
@@ -102,6 +107,7 @@ FORMULAS = {
     torch.ops.aten.native_group_norm: _norm,
     torch.ops.aten.upsample_bilinear2d: _upsample,
     torch.ops.aten._upsample_bilinear2d_aa: _upsample,
+    torch.ops.aten._upsample_bicubic2d_aa: _upsample_bicubic,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.fasegr.deformable_bag: _deformable,
 }

@@ -221,6 +221,62 @@ SWIN_B = swin(128, [2, 2, 18, 2], [4, 8, 16, 32], 12, 384, "swin_base_patch4_win
 SWIN_B_1K = SWIN_B | {"MODEL.WEIGHTS": SWIN.format("swin_base_patch4_window12_384")}
 SWIN_L = swin(192, [2, 2, 18, 2], [6, 12, 24, 48], 12, 384, "swin_large_patch4_window12_384_22k")
 
+
+def vit(name, lr, decay, multiplier, warmup, path, checkpointing=False):
+    """Rates of EoMT, drop path of ViT-Adapter."""
+    return {
+        "MODEL.BACKBONE.NAME": "build_timm_vit_backbone",
+        "MODEL.BACKBONE.FREEZE": 0,
+        "MODEL.VIT.NAME": name,
+        "MODEL.VIT.PRETRAINED": True,
+        "MODEL.VIT.DROP_PATH_RATE": path,
+        "MODEL.VIT.WINDOW_SIZE": 0,
+        "MODEL.WEIGHTS": "",
+        "SOLVER.BASE_LR": lr,
+        "SOLVER.LAYER_DECAY": decay,
+        "SOLVER.BACKBONE_MULTIPLIER": multiplier,
+        "SOLVER.WARMUP_ITERS": warmup,
+        "SOLVER.WARMUP_FACTOR": 1e-6,
+        "SOLVER.GRADIENT_CHECKPOINTING": checkpointing,
+    }
+
+
+def convnext(name):
+    """ConvNeXt's own values."""
+    return {
+        "MODEL.BACKBONE.NAME": "build_timm_backbone",
+        "MODEL.BACKBONE.FREEZE": 0,
+        "MODEL.TIMM.NAME": name,
+        "MODEL.TIMM.PRETRAINED": True,
+        "MODEL.TIMM.DROP_PATH_RATE": 0.4,
+        "MODEL.WEIGHTS": "",
+        "SOLVER.LAYER_DECAY": 0.9,
+        "SOLVER.BACKBONE_MULTIPLIER": 1.0,
+        "SOLVER.WARMUP_ITERS": 1500,
+        "SOLVER.WARMUP_FACTOR": 1e-6,
+    }
+
+
+VITS = {
+    "dinov3_small": vit("vit_small_patch16_dinov3.lvd1689m", 2e-4, 0.8, 1.0, 2000, 0.2),
+    "dinov3_base": vit("vit_base_patch16_dinov3.lvd1689m", 2e-4, 0.8, 1.0, 2000, 0.3),
+    "dinov3_large": vit("vit_large_patch16_dinov3.lvd1689m", 2e-4, 1.0, 0.1, 2000, 0.3, True),
+    "dinov2_base": vit("vit_base_patch14_reg4_dinov2.lvd142m", 1e-4, 0.8, 1.0, 500, 0.3),
+}
+CONVNEXTS = {
+    "convnext_tiny": convnext("convnext_tiny.fb_in1k"),
+    "convnext_base": convnext("convnext_base.fb_in22k"),
+}
+FROZEN = {
+    "MODEL.BACKBONE.FREEZE": "all",
+    "MODEL.VIT.DROP_PATH_RATE": 0.0,
+    "MODEL.TIMM.DROP_PATH_RATE": 0.0,
+    "SOLVER.BASE_LR": 1e-4,
+    "SOLVER.LAYER_DECAY": 1.0,
+    "SOLVER.GRADIENT_CHECKPOINTING": False,
+}
+CITYSCAPES_VIT = CITYSCAPES_DATA | {"INPUT.CROP.SIZE": [1024, 1024], "SOLVER.MAX_ITER": 80000}
+
 RECIPES = {
     ADE20K / "faseg_r50.yaml": (ADE20K_512, FASEG, resnet(50, "FrozenBN", R50)),
     ADE20K / "swin/faseg_swin_tiny.yaml": (ADE20K_512, FASEG, SWIN_T),
@@ -241,6 +297,13 @@ RECIPES = {
     CITYSCAPES / "swin/maskformer2_swin_base_IN21k_384_bs16_90k.yaml": (CITYSCAPES_DATA, MASK2FORMER, SWIN_B),
     CITYSCAPES / "swin/maskformer2_swin_large_IN21k_384_bs16_90k.yaml": (CITYSCAPES_DATA, MASK2FORMER, SWIN_L),
 }
+for name, values in (VITS | CONVNEXTS).items():
+    folder = "vit" if name in VITS else "convnext"
+    ade20k = ADE20K_640 if name == "convnext_base" else ADE20K_512
+    cityscapes = CITYSCAPES_VIT if name in VITS else CITYSCAPES_DATA
+    for root, data in ((ADE20K, ade20k), (CITYSCAPES, cityscapes)):
+        RECIPES[root / f"{folder}/faseg_{name}.yaml"] = (data, FASEG, values)
+        RECIPES[root / f"{folder}/faseg_{name}_frozen.yaml"] = (data, FASEG, values, FROZEN)
 for folder, data in ((COCO_INSTANCE, COCO_INSTANCE_DATA), (COCO_PANOPTIC, COCO_PANOPTIC_DATA)):
     RECIPES |= {
         folder / "faseg_r50.yaml": (data, FASEG, resnet(50, "FrozenBN", R50)),
@@ -271,7 +334,7 @@ def test_recipe(path):
 
 def test_every_recipe_has_its_tables():
     folders = (ADE20K, CITYSCAPES, COCO_INSTANCE, COCO_PANOPTIC)
-    leaves = [path for folder in folders for path in (*folder.glob("*.yaml"), *folder.glob("swin/*.yaml"))]
+    leaves = [path for folder in folders for path in folder.rglob("*.yaml") if path.parent.name != "ablations"]
     assert {path for path in leaves if not path.name.startswith("Base-")} == set(RECIPES)
 
 

@@ -256,5 +256,6 @@ def build_timm_vit_backbone(cfg, input_shape: ShapeSpec) -> PlainViT:
         out_channels=keys.OUT_CHANNELS,
         window_size=keys.WINDOW_SIZE,
     )
-    warn_of_other_pixels(backbone.timm, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)
+    if keys.PRETRAINED:
+        warn_of_other_pixels(backbone.timm, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)
     return backbone

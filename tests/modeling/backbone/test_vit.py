@@ -300,9 +300,10 @@ def test_windows_in_a_network_that_has_its_own():
 
 
 def test_images_normalised_otherwise_are_warned_of(caplog):
-    build_backbone(config("MODEL.VIT.NAME", "vit_small_patch16_dinov3"))
+    pretrained = ("MODEL.VIT.NAME", "vit_small_patch16_dinov3", "MODEL.VIT.PRETRAINED", True, "MODEL.WEIGHTS", "x.pth")
+    build_backbone(config(*pretrained))
     assert not caplog.records
-    build_backbone(config("MODEL.VIT.NAME", "vit_small_patch16_dinov3", "MODEL.PIXEL_MEAN", [127.5, 127.5, 127.5]))
+    build_backbone(config(*pretrained, "MODEL.PIXEL_MEAN", [127.5, 127.5, 127.5]))
     assert "vit_small_patch16_dinov3 were trained with MODEL.PIXEL_MEAN [123.675, 116.28, 103.53]" in caplog.text
 
 
