@@ -90,6 +90,8 @@ def test_trained_and_drawn_outside_the_checkout(run, installed, tmp_path, monkey
     done = run("fasegr", "predict", *config, "--input", picture, "--output", "drawn", *options)
     assert done.returncode == 0, done
     assert [path.name for path in (tmp_path / "drawn").iterdir()] == [f"{picture.stem}_overlay.png"]
+    code = "import fasegr_programs as p; print(*sorted(file.name for file in (p.ROOT / 'demo/page').iterdir()))"
+    assert run("python", "-c", code).stdout.split() == ["index.html", "page.css", "page.js"]
 
 
 def test_the_list_of_commands(run):
