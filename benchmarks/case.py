@@ -19,6 +19,8 @@ KINDS = {
     "criterion": "models",
     "deformable": "operations",
     "synchronisation": "operations",
+    "launches-training": "launches",
+    "launches-inference": "launches",
     "mapper": "data",
     "evaluation": "data",
     "evaluation-labels": "data",
@@ -33,7 +35,8 @@ class Case:
 
     kind: "inference" (score maps) or "labels" (only labels), "training" (a whole step), "criterion" (the loss of
     random predictions, forward and backward); "deformable" (the attention operation only), "synchronisation"
-    (whether the forward pass waits for the GPU); "mapper" (reading and augmenting training images), "evaluation" (of
+    (whether the forward pass waits for the GPU); "launches-training" and "launches-inference" (the operations that a
+    GPU would be asked for, counted without one); "mapper" (reading and augmenting training images), "evaluation" (of
     score maps), "evaluation-labels"; "testing" (a model on a test set, as the program does it), "runs" (`batch`
     trainings at once, as tools/run_ablation.py starts them).
     size: (height, width) of the images. batch: images per step; for data and evaluation, images per round.

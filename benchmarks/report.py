@@ -52,6 +52,16 @@ def table(result: Mapping[str, Any], peaks: Mapping[str, Mapping[str, float]]) -
     return aligned([[f"{len(result['seconds'][OURS])} rounds", *columns], *rows])
 
 
+def counts(found: Mapping[str, Mapping[str, int]]) -> str:
+    """{part: {column: number}}, one row per part, the whole first."""
+    columns = list(found[WHOLE])
+    rows = [
+        [part if part == WHOLE else f"  {part}", *(f"{numbers[column]:,}" for column in columns)]
+        for part, numbers in found.items()
+    ]
+    return aligned([["operations", *columns], *rows])
+
+
 def _cell(column: Callable[[str], str], part: str) -> str:
     """Empty if one of the sides has no such part."""
     try:

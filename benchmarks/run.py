@@ -111,6 +111,8 @@ def run(
         if result.get("seconds"):
             print(report.table(result, peaks))
             _warn(max((cores for cores in result["others"] if cores is not None), default=None), machine)
+        if result.get("counts"):
+            print(report.counts(result["counts"]))
         for what, said in result.get("notes", {}).items():
             print(f"{what}: {said}")
         for what, why in result["failed"].items():

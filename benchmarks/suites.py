@@ -86,6 +86,19 @@ def forms(base: Case) -> list[Case]:
     return cases
 
 
+def launches(base: Case) -> list[Case]:
+    """The operations that a GPU would be asked for: exact, and without one."""
+    model = dataclasses.replace(base, config=str(ADE20K / "faseg_r50.yaml"), dtype="float16", peer=None)
+    training = dataclasses.replace(model, kind="launches-training")
+    inference = dataclasses.replace(model, kind="launches-inference")
+    return [
+        dataclasses.replace(training, batch=2),
+        dataclasses.replace(training, batch=16),
+        inference,
+        dataclasses.replace(inference, batch=16),
+    ]
+
+
 def gpu(base: Case) -> list[Case]:
     """All GPU measurements, the most important first; takes less than ten minutes."""
     model = dataclasses.replace(base, config=str(ADE20K / "faseg_r50.yaml"), rounds=max(base.rounds, 10), warmup=3)
@@ -119,5 +132,6 @@ SUITES: dict[str, Callable[[Case], list[Case]]] = {
     "forms": forms,
     "sizes": sizes,
     "data": data,
+    "launches": launches,
     "gpu": gpu,
 }

@@ -75,7 +75,8 @@ def _record(
     """A forward hook of one cross-attention layer."""
     queries, context = arguments
     level, pixels = context.level, output.pixels
-    no_content = context._replace(level=level._replace(memory=torch.zeros_like(level.memory)), mask_logits=None)
+    no_content = level._replace(memory=torch.zeros_like(level.memory), key=level.key_pos)
+    no_content = context._replace(level=no_content, mask_logits=None)
     attention = layer.attention_map(queries, context, pixels)
     positional = layer.attention_map(torch.zeros_like(queries), no_content, pixels)
     if pixels is not None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -130,9 +132,9 @@ class SetCriterion(nn.Module):
             matches = [Match(*(indices.expand(len(predictions), -1) for indices in match)) for match in matches]
         points = torch.cat((drawn[:, : self.num_candidates], self.draw(images, self.num_random, device, dtype)), dim=1)
 
-        matches = _move(matches, device)
-        entropy, class_weight = self._class_losses(pred_logits, targets, matches)
-        mask, dice = self._mask_losses(pred_masks, targets, matches, points)
+        pairs = _all_pairs(matches, targets, queries=pred_masks[-1].shape[1], device=device)
+        entropy, class_weight = self._class_losses(pred_logits, targets, pairs)
+        mask, dice = self._mask_losses(pred_masks, targets, pairs, points)
         class_weight, count = _mean_over_ranks(class_weight, count)
         losses = {"loss_ce": entropy / class_weight, "loss_mask": mask / count, "loss_dice": dice / count}
         suffixes = [*(f"_{i}" for i in range(len(predictions) - 1)), ""]
@@ -155,71 +157,108 @@ class SetCriterion(nn.Module):
                     f"image {image} of the batch has {len(target['labels'])} labels and {len(target['masks'])} masks; "
                     "each target needs one of each"
                 )
+            if target["masks"].shape[1:] != targets[0]["masks"].shape[1:]:
+                raise ValueError(
+                    f"masks of the batch have the sizes {[tuple(target['masks'].shape[1:]) for target in targets]}; "
+                    "pad them to one size, that of the padded images"
+                )
 
     def _class_losses(
-        self, pred_logits: Sequence[Tensor], targets: Sequence[dict[str, Tensor]], matches: Sequence[Match]
+        self, pred_logits: Sequence[Tensor], targets: Sequence[dict[str, Tensor]], pairs: _Pairs
     ) -> tuple[Tensor, Tensor]:
         """For each prediction, the sum of the weighted cross-entropies and the sum of their weights, both (L,)."""
         logits = at_least_float32(torch.stack(list(pred_logits)))  # (L, B, Q, C + 1)
+        labels = torch.cat([target["labels"] for target in targets])
         classes = torch.full(logits.shape[:3], self.num_classes, dtype=torch.int64, device=logits.device)
-        for image, (match, target) in enumerate(zip(matches, targets, strict=True)):
-            classes[:, image].scatter_(1, match.queries, target["labels"][match.targets])
+        classes.flatten(1).scatter_(1, pairs.queries, labels[pairs.targets])
         weight = self.empty_weight.to(logits.dtype)
         entropy = F.cross_entropy(logits.flatten(0, 2), classes.flatten(), weight, reduction="none")
         return entropy.view_as(classes).sum((1, 2)), weight[classes].sum((1, 2))
 
     def _mask_losses(
-        self,
-        pred_masks: Sequence[Tensor],
-        targets: Sequence[dict[str, Tensor]],
-        matches: Sequence[Match],
-        points: Tensor,
+        self, pred_masks: Sequence[Tensor], targets: Sequence[dict[str, Tensor]], pairs: _Pairs, points: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """For each prediction, the sums of `point_losses` over its matched queries, both (L,)."""
+        """For each prediction, the sums of `point_losses` over its matched queries, both (L,).
+
+        points: (B, num_candidates + num_random, 2), the candidates first.
+        """
         # From all images at once: the gradient of a selection is as large as the tensor it was selected from.
-        queries = torch.cat([i * pred_masks[0].shape[1] + match.queries for i, match in enumerate(matches)], dim=1)
-        pairs = [match.queries.shape[1] for match in matches]
         matched = [
-            masks.flatten(0, 1).index_select(0, chosen).split(pairs)
-            for masks, chosen in zip(pred_masks, queries, strict=True)
+            masks.flatten(0, 1).index_select(0, chosen).split(pairs.counts)
+            for masks, chosen in zip(pred_masks, pairs.queries, strict=True)
         ]
-        sums = [
-            self._image_mask_losses(maps, target["masks"], match.targets, coords)
-            for maps, target, match, coords in zip(zip(*matched, strict=True), targets, matches, points, strict=True)
-        ]
+        samplers = ops.point_samplers(points, *pred_masks[0].shape[-2:])
+        target_samplers = ops.point_samplers(points, *targets[0]["masks"].shape[-2:])
+        layers, num_points = len(matched), points.shape[1]
+        sums, first_pair, first_target = [], 0, 0
+        for images in _tiles(pairs.counts, ops.items_per_tile(layers * num_points, points.device)):
+            target = torch.cat([target_samplers[i](targets[i]["masks"]) for i in images])
+            count = sum(pairs.counts[i] for i in images)
+            chosen = pairs.targets[:, first_pair : first_pair + count] - first_target
+            step = ops.items_per_tile(count * num_points, points.device)  # layers at a time
+            of_tile = []
+            for layer in range(0, layers, step):
+                maps = matched[layer : layer + step]
+                logits = [
+                    samplers[i](torch.cat([of_layer[i] for of_layer in maps])).unflatten(
+                        0, (len(maps), pairs.counts[i])
+                    )
+                    for i in images
+                ]
+                of_tile.append(self._pair_losses(torch.cat(logits, 1), target, chosen[layer : layer + step]))
+            sums.append(torch.cat(of_tile, 1))
+            first_pair, first_target = first_pair + count, first_target + len(target)
         mask, dice = torch.stack(sums).sum(0)
         return mask, dice
 
-    def _image_mask_losses(
-        self, matched: Sequence[Tensor], masks: Tensor, matched_targets: Tensor, points: Tensor
-    ) -> Tensor:
-        """(2, L): the summed mask and dice losses of one image.
+    def _pair_losses(self, logits: Tensor, target: Tensor, chosen: Tensor) -> Tensor:
+        """(2, L): the summed mask and dice losses of each of some predictions.
 
-        matched: L of (M, h, w) mask logits. masks: (K, H, W). matched_targets: (L, M) indices into K. points:
-        (num_candidates + num_random, 2), the candidates first.
+        logits: (L, M, P), of the matched masks at all points. target: (K, P). chosen: (L, M), the target of each mask.
         """
-        pairs, height, width = matched[0].shape
-        sampler = ops.point_sampler(points, height, width)
-        target = ops.point_sampler(points, *masks.shape[-2:])(masks)
-        random = torch.arange(self.num_candidates, len(points), device=points.device)
-        sums = []
-        step = ops.items_per_tile(pairs * len(points), points.device)  # layers at a time
-        for i in range(0, len(matched), step):
-            maps = matched[i : i + step]
-            logits = sampler(torch.cat(maps)).contiguous()
-            rows = matched_targets[i : i + step].flatten()[:, None]
-            uncertain = uncertain_points(logits[:, : self.num_candidates], self.num_uncertain)
-            chosen = torch.cat((uncertain, random.expand(len(rows), -1)), 1)
-            losses = point_losses(logits.gather(1, chosen), target.take(rows * len(points) + chosen))
-            sums.append(torch.stack([loss.view(len(maps), pairs).sum(1) for loss in losses]))
-        return torch.cat(sums, 1)
+        layers, pairs, num_points = logits.shape
+        logits, rows = logits.flatten(0, 1), chosen.flatten()[:, None]
+        random = torch.arange(self.num_candidates, num_points, device=logits.device)
+        uncertain = uncertain_points(logits[:, : self.num_candidates], self.num_uncertain)
+        points = torch.cat((uncertain, random.expand(len(rows), -1)), 1)
+        losses = point_losses(logits.gather(1, points), target.take(torch.add(points, rows, alpha=num_points)))
+        return torch.stack([loss.view(layers, pairs).sum(1) for loss in losses])
 
 
-def _move(matches: Sequence[Match], device: torch.device) -> list[Match]:
-    """The matches on `device`, in one transfer."""
-    packed = torch.cat([torch.stack(match) for match in matches], dim=2)  # (2, L, pairs of all images)
-    packed = ops.to_device(packed, device)
-    return [Match(*part) for part in packed.split([match.queries.shape[1] for match in matches], dim=2)]
+class _Pairs(NamedTuple):
+    """The matches of all images, separate for each of L predictions, on the device of the predictions.
+
+    queries: (L, M) indices into the B * Q queries of the batch. targets: (L, M) indices into its targets. counts: how
+    many of the M pairs each image has.
+    """
+
+    queries: Tensor
+    targets: Tensor
+    counts: list[int]
+
+
+def _all_pairs(
+    matches: Sequence[Match], targets: Sequence[dict[str, Tensor]], queries: int, device: torch.device
+) -> _Pairs:
+    """The matches on `device`, in one transfer. queries: Q."""
+    first_target = [0, *accumulate(len(target["labels"]) for target in targets)]
+    numbered = [
+        torch.stack((match.queries + i * queries, match.targets + first_target[i])) for i, match in enumerate(matches)
+    ]
+    packed = ops.to_device(torch.cat(numbered, dim=2), device)  # (2, L, M)
+    return _Pairs(*packed, [match.queries.shape[1] for match in matches])
+
+
+def _tiles(counts: Sequence[int], limit: int) -> Iterator[list[int]]:
+    """Consecutive images whose `counts` sum to at most `limit`, or single ones that have more."""
+    tile, total = [], 0
+    for image, count in enumerate(counts):
+        if tile and total + count > limit:
+            yield tile
+            tile, total = [], 0
+        tile.append(image)
+        total += count
+    yield tile
 
 
 def _mean_over_ranks(class_weight: Tensor, target_count: int) -> tuple[Tensor, Tensor]:

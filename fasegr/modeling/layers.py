@@ -25,11 +25,11 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("bias", torch.zeros(num_features))
         self.register_buffer("running_mean", torch.zeros(num_features))
         self.register_buffer("running_var", torch.ones(num_features) - eps)
+        self._vectors = ops.Kept()
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
         """The two (C,) vectors this norm multiplies by and adds."""
-        scale = self.weight * (self.running_var + self.eps).rsqrt()
-        return scale, self.bias - self.running_mean * scale
+        return self._vectors(_scale_and_shift, self.weight, self.bias, self.running_mean, self.running_var, self.eps)
 
     def forward(self, input: Tensor) -> Tensor:
         scale, shift = self.scale_and_shift()
@@ -37,6 +37,18 @@ class FrozenBatchNorm2d(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.weight.numel()}, eps={self.eps}"
+
+
+def _scale_and_shift(
+    weight: Tensor, bias: Tensor, running_mean: Tensor, running_var: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    scale = weight * (running_var + eps).rsqrt()
+    return scale, bias - running_mean * scale
+
+
+def _fold(weight: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight and bias of one convolution in place of `weight` and a norm: (w * x) s + t = (s w) * x + t."""
+    return ops.scaled_for_products(weight, scale.view(-1, 1, 1, 1)), shift
 
 
 _NORMS: dict[str, Callable[[int], nn.Module]] = {
@@ -79,17 +91,30 @@ class ConvNorm(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size, stride=stride, padding=padding, bias=bias)
         self.norm = norm
         self.activation = activation
+        self._folded, self._bias = ops.KeptWeights(), ops.Kept()
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(self.norm, FrozenBatchNorm2d):
-            # (w * x) * s + t = (s w) * x + t; the weight is far smaller than the map, also in training
             scale, shift = self.norm.scale_and_shift()
-            x = ops.conv2d(x, self.weight * scale.view(-1, 1, 1, 1), shift, self.stride, self.padding)
+            shift = self._bias(ops.for_products, shift)
+            weight, bias = self._folded(_fold, self.weight, scale, shift)  # far smaller than the map, also in training
+            x = ops.conv2d(x, weight, bias, self.stride, self.padding)
         else:
             x = ops.conv2d(x, self.weight, self.bias, self.stride, self.padding)
             if self.norm is not None:
                 x = self.norm(x)
         return x if self.activation is None else self.activation(x)
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` with a bias, whose parameters change their type once for inference under autocast."""
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__(in_features, out_features)
+        self._parameters_for_products = ops.KeptWeights()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, *self._parameters_for_products(lambda *both: both, self.weight, self.bias))
 
 
 class MLP(nn.Module):
@@ -98,7 +123,7 @@ class MLP(nn.Module):
     def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, num_layers: int):
         super().__init__()
         dims = [in_dim] + [hidden_dim] * (num_layers - 1) + [out_dim]
-        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(dims))
+        self.layers = nn.ModuleList(Linear(i, o) for i, o in pairwise(dims))
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:

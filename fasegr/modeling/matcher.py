@@ -26,13 +26,41 @@ class Match(NamedTuple):
     targets: Tensor
 
 
-def matching_cost(
-    class_logits: Tensor, mask_logits: Tensor, labels: Tensor, masks: Tensor, weights: tuple[float, float, float]
-) -> Tensor:
-    """Cost of matching each query with each target, (L, Q, K).
+class Overlap(NamedTuple):
+    """What the cost of masks is made of: sums over the P points of N predicted masks, with logits x and s = sigmoid(x),
+    and of K targets t.
 
-    class_logits: (L, Q, C + 1). mask_logits: (L * Q, P), at the sampled points. labels: (K,) classes. masks: (K, P),
-    the targets at the same points, 0 to 1. weights: of the three terms, which are
+    softplus, inside: (N,), of softplus(x) and of s. target: (K,), of t. logits_in_target, inside_target: (K, N), of
+    x t and of s t.
+    """
+
+    softplus: Tensor
+    inside: Tensor
+    target: Tensor
+    logits_in_target: Tensor
+    inside_target: Tensor
+
+    @classmethod
+    def of(cls, mask_logits: Tensor, masks: Tensor) -> Overlap:
+        """mask_logits: (N, P). masks: (K, P), 0 to 1."""
+        inside = mask_logits.sigmoid()
+        return cls(
+            F.softplus(mask_logits).sum(1), inside.sum(1), masks.sum(1), masks @ mask_logits.t(), masks @ inside.t()
+        )
+
+
+def matching_cost(
+    class_logits: Tensor,
+    overlaps: Sequence[Overlap],
+    labels: Tensor,
+    image: Tensor,
+    num_points: int,
+    weights: tuple[float, float, float],
+) -> Tensor:
+    """Cost of matching each target with each query of its image, (K, L, Q) with the K targets of all images.
+
+    class_logits: (L, B, Q, C + 1). overlaps: B, each of the L * Q masks of one image with its targets. labels: (K,)
+    classes. image: (K,) indices into B. num_points: P. weights: of the three terms, which are
 
     - class: minus the probability of the target's class;
     - mask: binary cross-entropy, mean over the points. A point costs softplus(x) = -log sigmoid(-x) outside the target
@@ -41,12 +69,13 @@ def matching_cost(
     - dice: 1 - (2 s.t + 1) / (|s| + |t| + 1), s = sigmoid(x).
     """
     class_weight, mask_weight, dice_weight = weights
-    probability = at_least_float32(class_logits).softmax(-1).index_select(-1, labels)
-    inside = mask_logits.sigmoid()
-    entropy = (F.softplus(mask_logits).sum(1) - masks @ mask_logits.t()) / mask_logits.shape[1]
-    dice = 1 - (2 * (masks @ inside.t()) + 1) / (inside.sum(1) + masks.sum(1, keepdim=True) + 1)
+    softplus, inside = (torch.stack(sums)[image] for sums in list(zip(*overlaps, strict=True))[:2])
+    target, logits_in_target, inside_target = (torch.cat(sums) for sums in list(zip(*overlaps, strict=True))[2:])
+    entropy = (softplus - logits_in_target) / num_points
+    dice = 1 - (2 * inside_target + 1) / (inside + target.unsqueeze(1) + 1)
     mask_cost = mask_weight * entropy + dice_weight * dice
-    return mask_cost.t().reshape(probability.shape) - class_weight * probability
+    probability = at_least_float32(class_logits).softmax(-1)[:, image, :, labels]  # (K, L, Q)
+    return mask_cost.view_as(probability) - class_weight * probability
 
 
 class HungarianMatcher:
@@ -80,57 +109,69 @@ class HungarianMatcher:
 
         The costs go to the host in one transfer, the only time it waits for an accelerator.
         """
+        counts = [len(target["labels"]) for target in targets]
         # Under autocast the products, sums over thousands of points, would be in half precision.
         with torch.autocast(points.device.type, enabled=False):
-            costs = [
-                self._costs(
-                    [logits[image] for logits in pred_logits],
-                    [masks[image] for masks in pred_masks],
-                    target,
-                    points[image],
-                )
-                for image, target in enumerate(targets)
+            image = torch.tensor([i for i, count in enumerate(counts) for _ in range(count)], dtype=torch.int64)
+            costs = matching_cost(
+                torch.stack(list(pred_logits)),
+                self._overlaps(pred_masks, targets, points),
+                torch.cat([target["labels"] for target in targets]),
+                ops.to_device(image, points.device),
+                points.shape[1],
+                self.weights,
+            )
+        try:
+            return assign(costs.cpu(), counts)
+        except FloatingPointError:
+            raise FloatingPointError(_not_finite(costs.split(counts), pred_logits, pred_masks)) from None
+
+    def _overlaps(
+        self, pred_masks: Sequence[Tensor], targets: Sequence[dict[str, Tensor]], points: Tensor
+    ) -> list[Overlap]:
+        """Of each image, all L * Q predicted masks with the targets."""
+        queries, height, width = pred_masks[0].shape[1:]
+        samplers = ops.point_samplers(points, height, width)
+        target_samplers = ops.point_samplers(points, *targets[0]["masks"].shape[-2:])
+        step = ops.items_per_tile(queries * points.shape[1], points.device)  # layers at a time
+        overlaps = []
+        for i, (target, sampler, target_sampler) in enumerate(zip(targets, samplers, target_samplers, strict=True)):
+            masks = target_sampler(target["masks"])
+            tiles = [
+                Overlap.of(sampler(torch.cat([layer[i] for layer in pred_masks[first : first + step]])), masks)
+                for first in range(0, len(pred_masks), step)
             ]
-        shapes = [cost.shape for cost in costs]
-        on_host = torch.cat([cost.flatten() for cost in costs]).cpu().numpy()
-        if not np.isfinite(on_host).all():
-            raise FloatingPointError(_not_finite(costs, pred_logits, pred_masks))
-        ends = np.cumsum([shape.numel() for shape in shapes])
-        return [_assign(cost.reshape(shape)) for cost, shape in zip(np.split(on_host, ends[:-1]), shapes, strict=True)]
-
-    def _costs(
-        self, class_logits: Sequence[Tensor], mask_logits: Sequence[Tensor], target: dict[str, Tensor], points: Tensor
-    ) -> Tensor:
-        """(L, Q, K) for one image, a few layers at a time."""
-        labels = target["labels"]
-        masks = ops.point_sampler(points, *target["masks"].shape[-2:])(target["masks"])
-        queries, height, width = mask_logits[0].shape
-        sampler = ops.point_sampler(points, height, width)
-        step = ops.items_per_tile(queries * len(points), points.device)  # layers at a time
-        return torch.cat(
-            [
-                matching_cost(
-                    torch.stack(class_logits[i : i + step]),
-                    sampler(torch.cat(mask_logits[i : i + step])),
-                    labels,
-                    masks,
-                    self.weights,
-                )
-                for i in range(0, len(mask_logits), step)
-            ]
-        )
+            overlaps.append(tiles[0] if len(tiles) == 1 else _joined(tiles))
+        return overlaps
 
 
-def _assign(costs: np.ndarray) -> Match:
-    """costs: (L, Q, K)."""
-    pairs = np.array([linear_sum_assignment(cost) for cost in costs], dtype=np.int64)  # (L, 2, M)
-    return Match(torch.from_numpy(pairs[:, 0]), torch.from_numpy(pairs[:, 1]))
+def _joined(tiles: Sequence[Overlap]) -> Overlap:
+    """The overlap of all predicted masks of `tiles` with their common targets."""
+    softplus, inside, (target, *_), logits_in_target, inside_target = zip(*tiles, strict=True)
+    return Overlap(
+        torch.cat(softplus), torch.cat(inside), target, torch.cat(logits_in_target, 1), torch.cat(inside_target, 1)
+    )
+
+
+def assign(costs: Tensor, counts: Sequence[int]) -> list[Match]:
+    """The cheapest assignments, a `Match` for each image. Raises FloatingPointError if a cost is not finite.
+
+    costs: (K, L, Q) on the host, with the K targets of all images. counts: how many of them each image has.
+    """
+    costs = costs.numpy()
+    if not np.isfinite(costs).all():
+        raise FloatingPointError("a matching cost is not finite")
+    matches = []
+    for of_image in np.split(costs, np.cumsum(counts)[:-1]):
+        pairs = np.array([linear_sum_assignment(of_image[:, layer].T) for layer in range(costs.shape[1])], np.int64)
+        matches.append(Match(torch.from_numpy(pairs[:, 0]), torch.from_numpy(pairs[:, 1])))  # pairs: (L, 2, M)
+    return matches
 
 
 def _not_finite(costs: Sequence[Tensor], pred_logits: Sequence[Tensor], pred_masks: Sequence[Tensor]) -> str:
-    """Error message about the first cost that is not finite, and its inputs."""
+    """Error message about the first cost that is not finite, and its inputs. costs: (K, L, Q) of each image."""
     image = next(i for i, cost in enumerate(costs) if not cost.isfinite().all())
-    layer = next(i for i, cost in enumerate(costs[image]) if not cost.isfinite().all())
+    layer = next(i for i, cost in enumerate(costs[image].unbind(1)) if not cost.isfinite().all())
     inputs = "; ".join(
         f"{name}: {int((~tensor.isfinite()).sum())} of {tensor.numel()} values are NaN or Inf"
         for name, tensor in (("pred_logits", pred_logits[layer][image]), ("pred_masks", pred_masks[layer][image]))

@@ -1,6 +1,6 @@
 """The points at which the losses compare masks (PointRend, Mask2Former): random ones, and the most uncertain of them.
 
-All maps of an image are sampled at the same points, by `ops.point_sampler`.
+All maps of an image are sampled at the same points, by `ops.point_samplers`.
 """
 
 from __future__ import annotations

@@ -86,15 +86,15 @@ EXPRESSION = "INPUT: {{MIN_SIZE_TRAIN: !!python/object/apply:eval ['{}']}}\n"
         ("_BASE_: bad.yaml\n", "bad.yaml: its _BASE_ leads back to a file"),
         ("_BASE_: [./bad.yaml]\n", "bad.yaml: its _BASE_ leads back to a file"),
     ],
-    ids=str,
+    ids=lambda value: value[:40],
 )
 def test_files_that_are_refused(tmp_path, text, message):
     path = tmp_path / "bad.yaml"
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ValueError, match=message) as error:
         fasegr.load_cfg(path, CPU)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 20, "it was expanded"
     assert len(str(error.value)) < 2000
     assert "bad.yaml" in str(error.value) or "; it must be" in str(error.value)
 

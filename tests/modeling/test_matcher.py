@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from fasegr.modeling import ops
-from fasegr.modeling.matcher import HungarianMatcher, matching_cost
+from fasegr.modeling.matcher import HungarianMatcher, Overlap, matching_cost
 from fasegr.modeling.ops.point_sample import sample_points
 
 WEIGHTS = (2.0, 5.0, 5.0)
@@ -57,19 +57,17 @@ def least_total(cost):
 
 def test_cost_is_that_of_each_pair():
     logits, masks, targets, points = make_batch()
-    for image, target in enumerate(targets):
-        sampled = sample_points(torch.cat([m[image] for m in masks]), points[image])
-        cost = matching_cost(
-            torch.stack([x[image] for x in logits]),
-            sampled,
-            target["labels"],
-            sample_points(target["masks"], points[image]),
-            WEIGHTS,
-        )
+    overlaps = [
+        Overlap.of(sample_points(torch.cat([m[i] for m in masks]), points[i]), sample_points(t["masks"], points[i]))
+        for i, t in enumerate(targets)
+    ]
+    image = torch.tensor([i for i, target in enumerate(targets) for _ in target["labels"]])
+    labels = torch.cat([target["labels"] for target in targets])
+    costs = matching_cost(torch.stack(logits), overlaps, labels, image, points.shape[1], WEIGHTS)
+    for i, cost in enumerate(costs.split([len(target["labels"]) for target in targets])):
         for layer in range(len(logits)):
-            torch.testing.assert_close(
-                cost[layer], slow_cost(logits[layer][image], masks[layer][image], target, points[image])
-            )
+            expected = slow_cost(logits[layer][i], masks[layer][i], targets[i], points[i])
+            torch.testing.assert_close(cost[:, layer].t(), expected)
 
 
 @pytest.mark.parametrize("counts", [(3, 2), (1, 6), (0, 2), (0, 0), (8, 3)])

@@ -243,7 +243,10 @@ class FASeg(nn.Module):
         if not self.deep_supervision:
             outputs.pop("aux_outputs")
         losses = self.criterion(outputs, targets, matches)
-        return {name: loss * self.loss_weights[name.rstrip("0123456789_")] for name, loss in losses.items()}
+        values = torch.stack(list(losses.values()))
+        weights = [self.loss_weights[name.rstrip("0123456789_")] for name in losses]
+        values = values * ops.to_device(torch.tensor(weights, dtype=values.dtype), values.device)
+        return dict(zip(losses, values.unbind(), strict=True))
 
     def score_tiles(self, batched_inputs: list[dict]) -> list[Iterator[tuple[slice, Tensor]]]:
         """For each image, the `sem_seg` that `forward` returns, in tiles of rows that are computed lazily."""

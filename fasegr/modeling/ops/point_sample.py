@@ -37,20 +37,11 @@ class TableSampler:
     The gradient is summed in a fixed order on every device; that of grid_sample is not on a GPU.
     """
 
-    def __init__(self, coords: Tensor, height: int, width: int):
-        """coords: (P, 2), float32 or float64; samples have their dtype."""
+    def __init__(self, rows: Tensor, weights: Tensor, starts: Tensor, height: int, width: int):
+        """rows, weights: (P, 4), by `bags_of_points`; samples have the dtype of the weights. starts: (P,), where the
+        bags begin: 0, 4, 8, ..., the same for all images."""
+        self.rows, self.weights, self.starts = rows, weights, starts
         self.height, self.width = height, width
-        # With the frame, the centre of the first pixel is at 1. Beyond the frame everything is zero, as on it.
-        x = (coords[:, 0] * width + 0.5).clamp(0, width + 1)
-        y = (coords[:, 1] * height + 0.5).clamp(0, height + 1)
-        left, top = x.floor().clamp(max=width), y.floor().clamp(max=height)
-        right_share, bottom_share = x - left, y - top
-        left_share, top_share = 1 - right_share, 1 - bottom_share
-        first = top.long() * (width + 1) + left.long()
-        self.rows = torch.stack((first, first + 1, first + width + 1, first + width + 2), 1)  # (P, 4)
-        self.weights = torch.stack(
-            (top_share * left_share, top_share * right_share, bottom_share * left_share, bottom_share * right_share), 1
-        )
         self._transposed: tuple[Tensor, Tensor, Tensor] | None = None
 
     def __call__(self, maps: Tensor) -> Tensor:
@@ -73,7 +64,8 @@ class TableSampler:
             return self.weights.new_zeros(0, len(self.rows))
         table = maps.new_zeros(self.height + 3, self.width + 1, len(maps), dtype=self.weights.dtype)
         table[1 : self.height + 1, 1:] = maps.permute(1, 2, 0)
-        return F.embedding_bag(self.rows, table.flatten(0, 1), mode="sum", per_sample_weights=self.weights).t()
+        rows, weights = self.rows.flatten(), self.weights.flatten()
+        return F.embedding_bag(rows, table.flatten(0, 1), self.starts, mode="sum", per_sample_weights=weights).t()
 
     def spread(self, samples: Tensor) -> Tensor:
         """The transpose of `sample`, (N, P) -> (N, H, W): a bag of points for each pixel."""
@@ -123,11 +115,28 @@ def supports_table(coords: Tensor) -> bool:
     return coords.dtype != torch.float64 and coords.device.type in ("cpu", "cuda")
 
 
-def point_sampler(coords: Tensor, height: int, width: int) -> Callable[[Tensor], Tensor]:
-    """A function (N, height, width) -> (N, P) that samples like `sample_points(maps, coords)`.
+def bags_of_points(coords: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """For points (..., 2), the rows of the table of `TableSampler` that each is a mixture of, and their weights; both
+    (..., 4)."""
+    # With the frame, the centre of the first pixel is at 1. Beyond the frame everything is zero, as on it.
+    x = (coords[..., 0] * width + 0.5).clamp(0, width + 1)
+    y = (coords[..., 1] * height + 0.5).clamp(0, height + 1)
+    left, top = x.long().clamp(max=width), y.long().clamp(max=height)
+    right_share, bottom_share = x - left, y - top
+    first = top * (width + 1) + left
+    rows = torch.stack((first, first + 1, first + width + 1, first + width + 2), -1)
+    columns = torch.stack((1 - right_share, right_share), -1)
+    weights = torch.stack((1 - bottom_share, bottom_share), -1).unsqueeze(-1) * columns.unsqueeze(-2)
+    return rows, weights.flatten(-2)
 
-    coords: (P, 2).
+
+def point_samplers(coords: Tensor, height: int, width: int) -> list[Callable[[Tensor], Tensor]]:
+    """For each image a function (N, height, width) -> (N, P) that samples like `sample_points(maps, coords[image])`.
+
+    coords: (B, P, 2).
     """
     if not supports_table(coords) or not switches.enabled("point_table"):
-        return partial(sample_points, coords=coords)
-    return TableSampler(coords, height, width)
+        return [partial(sample_points, coords=points) for points in coords]
+    rows, weights = bags_of_points(coords, height, width)  # of all images at once
+    starts = torch.arange(0, 4 * coords.shape[1], 4, device=coords.device)
+    return [TableSampler(*bags, starts, height, width) for bags in zip(rows, weights, strict=True)]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fasegr.modeling import ops
-from fasegr.modeling.layers import ConvNorm, build_norm, c2_xavier_fill
+from fasegr.modeling.layers import ConvNorm, Linear, build_norm, c2_xavier_fill
 from fasegr.modeling.transformer_decoder.feature_levels import level_strides
 from fasegr.modeling.transformer_decoder.position_encoding import build_key_position
 
@@ -37,8 +37,9 @@ class MSDeformAttn(nn.Module):
         self.grid = (num_heads, num_levels, num_points)
         self.sampling_offsets = nn.Linear(dim, num_heads * num_levels * num_points * 2)
         self.attention_weights = nn.Linear(dim, num_heads * num_levels * num_points)
-        self.value_proj = nn.Linear(dim, dim)
-        self.output_proj = nn.Linear(dim, dim)
+        self.value_proj = Linear(dim, dim)
+        self.output_proj = Linear(dim, dim)
+        self._planes = ops.Kept()
         self.reset_parameters()
 
     @torch.no_grad()
@@ -59,7 +60,7 @@ class MSDeformAttn(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, tokens: Tensor, position: Tensor, shapes: Sequence[tuple[int, int]], reference: Tensor) -> Tensor:
-        """tokens, position: (B, T, C). reference: (2, T, 1, L, 1), x and y of each token in pixels of each level."""
+        """tokens, position: (B, T, C). reference: (2, T, 1, L * P), by `_reference_points`."""
         value = self.value_proj(tokens).unflatten(-1, (self.grid[0], -1))
         points = self._sampling_points(tokens + position, reference)
         return self.output_proj(ops.deformable_attention(value, shapes, *points))
@@ -67,18 +68,24 @@ class MSDeformAttn(nn.Module):
     def _sampling_points(self, query: Tensor, reference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Where to sample, x and y, and the attention weights, all (B, T, M, L, P). query: (B, T, C)."""
         heads, levels, points = self.grid
-        # One product for x, y and weights, each in a separate plane.
         offsets, attention = self.sampling_offsets, self.attention_weights
-        weight = torch.cat([offsets.weight[0::2], offsets.weight[1::2], attention.weight])
-        bias = torch.cat([offsets.bias[0::2], offsets.bias[1::2], attention.bias])
+        weight, bias = self._planes(_in_planes, offsets.weight, attention.weight, offsets.bias, attention.bias)
         # Sub-pixel locations need float32, hence outside autocast.
         with torch.autocast(query.device.type, enabled=False):
             query = query.to(torch.promote_types(query.dtype, weight.dtype))
             planes = F.linear(query, weight, bias).unflatten(-1, (3, heads, levels * points))
             x, y, scores = planes.unbind(2)
-            x_ref, y_ref = reference.expand(-1, -1, -1, -1, points).flatten(3)
+            x_ref, y_ref = reference
             grid = (levels, points)
             return tuple(plane.unflatten(-1, grid) for plane in (x + x_ref, y + y_ref, scores.softmax(-1)))
+
+
+def _in_planes(
+    offsets: Tensor, attention: Tensor, offsets_bias: Tensor, attention_bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Weight and bias of one product for x, y and attention weights, each in a separate plane."""
+    weight = torch.cat([offsets[0::2], offsets[1::2], attention])
+    return weight, torch.cat([offsets_bias[0::2], offsets_bias[1::2], attention_bias])
 
 
 class EncoderLayer(nn.Module):
@@ -88,8 +95,8 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.self_attn = MSDeformAttn(dim, num_levels, num_heads, num_points)
         self.norm1 = nn.LayerNorm(dim)
-        self.linear1 = nn.Linear(dim, ffn_dim)
-        self.linear2 = nn.Linear(ffn_dim, dim)
+        self.linear1 = Linear(dim, ffn_dim)
+        self.linear2 = Linear(ffn_dim, dim)
         self.norm2 = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
 
@@ -108,10 +115,12 @@ class _Encoder(nn.Module):
 
 
 class DeformableEncoder(nn.Module):
-    """Deformable transformer encoder over several maps at once."""
+    """Deformable transformer encoder over several maps at once. num_points: of the attention, for each level."""
 
-    def __init__(self, dim: int, layers: Sequence[EncoderLayer], num_levels: int):
+    def __init__(self, dim: int, layers: Sequence[EncoderLayer], num_levels: int, num_points: int):
         super().__init__()
+        self.num_points = num_points
+        self._reference = ops.Kept()
         self.encoder = _Encoder(layers)
         self.level_embed = nn.Parameter(torch.empty(num_levels, dim).normal_())
         for module in self.modules():
@@ -126,15 +135,18 @@ class DeformableEncoder(nn.Module):
         position = torch.cat(
             [p.flatten(2).transpose(1, 2) + e for p, e in zip(positions, self.level_embed, strict=True)], dim=1
         )
-        reference = _reference_points(shapes, torch.promote_types(tokens.dtype, torch.float32), tokens.device)
+        dtype = torch.promote_types(tokens.dtype, torch.float32)
+        reference = self._reference(_reference_points, shapes, self.num_points, dtype, tokens.device)
         for layer in self.encoder.layers:
             tokens = layer(tokens, position, shapes, reference)
         levels = tokens.split([h * w for h, w in shapes], dim=1)
         return [t.transpose(1, 2).unflatten(2, shape) for t, shape in zip(levels, shapes, strict=True)]
 
 
-def _reference_points(shapes: Sequence[tuple[int, int]], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(2, T, 1, L, 1): x and y of the centre of each token, in pixels of each level."""
+def _reference_points(
+    shapes: Sequence[tuple[int, int]], points: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """(2, T, 1, L * P): x and y of the centre of each token, in pixels of each level, for each of P points."""
 
     def centres(size: int) -> Tensor:
         return (torch.arange(size, dtype=dtype, device=device) + 0.5) / size
@@ -144,7 +156,7 @@ def _reference_points(shapes: Sequence[tuple[int, int]], dtype: torch.dtype, dev
     # Tensors times numbers: the host would wait for the copy of a tensor made from numbers.
     x = torch.stack([x * w for _, w in shapes], dim=-1)
     y = torch.stack([y * h for h, _ in shapes], dim=-1)
-    return torch.stack([x, y])[:, :, None, :, None]
+    return torch.stack([x, y])[:, :, None].repeat_interleave(points, dim=-1)
 
 
 class MSDeformAttnPixelDecoder(nn.Module):
@@ -205,7 +217,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         layers = [
             EncoderLayer(dim, ffn_dim, num_encoder_levels, num_heads, num_points, dropout) for _ in range(num_layers)
         ]
-        self.transformer = DeformableEncoder(dim, layers, num_encoder_levels)
+        self.transformer = DeformableEncoder(dim, layers, num_encoder_levels, num_points)
 
         # adapter_1, layer_1 belong to the finest map, as in released state dicts
         for i, name in enumerate(reversed(self.fpn_features), start=1):

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fasegr.modeling import ops
+from fasegr.modeling.layers import Linear
 from fasegr.modeling.transformer_decoder.feature_levels import FeatureLevel
 
 
@@ -24,42 +26,50 @@ class MultiheadAttention(nn.Module):
         self.num_heads = num_heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
-        self.out_proj = nn.Linear(dim, dim)
+        self.out_proj = Linear(dim, dim)
+        self._in_proj = ops.KeptWeights()
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.xavier_uniform_(self.out_proj.weight)
         nn.init.zeros_(self.out_proj.bias)
 
     def project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, Q, C), (B, n, C), (B, n, C) to (B, M, Q, D), (B, M, n, D), (B, M, n, D)."""
-        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-        return tuple(
-            F.linear(x, w, b).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for x, w, b in zip((query, key, value), weights, biases, strict=True)
-        )
+        weight, bias = map(ops.for_products, self._in_proj(_both, self.in_proj_weight, self.in_proj_bias))
+        dim = query.shape[-1]
+        if query is key:  # one product for both
+            inputs, sizes = (query, value), (2 * dim, dim)
+        else:
+            inputs, sizes = (query, key, value), (dim, dim, dim)
+        products = [F.linear(x, w, b) for x, w, b in zip(inputs, weight.split(sizes), bias.split(sizes), strict=True)]
+        parts = [part for product in products for part in product.split(dim, dim=-1)]
+        return tuple(part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts)
 
     def merge(self, heads: Tensor) -> Tensor:
         """(B, M, Q, D) to (B, Q, C)."""
         return self.out_proj(heads.transpose(1, 2).flatten(2))
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-        """(B, Q, C), by fused attention. attn_mask: bool, broadcast to (B, M, Q, n), True where a key is not attended
-        (as in `nn.MultiheadAttention`)."""
+        """(B, Q, C), by fused attention. attn_mask: bool, broadcast to (B, M, Q, n), True where a key is attended (the
+        convention of `F.scaled_dot_product_attention`)."""
         q, k, v = self.project(query, key, value)
-        allowed = None if attn_mask is None else ~attn_mask
-        return self.merge(F.scaled_dot_product_attention(q, k, v, attn_mask=allowed))
+        return self.merge(F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask))
 
     def with_weights(
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The same result, and the weights averaged over heads, (B, Q, n). attn_mask: (B, 1, Q, n), no row all True."""
+        """The same result, and the weights averaged over heads, (B, Q, n). attn_mask: (B, 1, Q, n), no row False."""
         q, k, v = self.project(query, key, value)
         scores = (q * (1 / math.sqrt(q.shape[-1]))) @ k.transpose(-1, -2)
         if attn_mask is not None:
             # added, not filled in: the mask is the same for all heads, and an in-place sum makes no copy
-            scores += torch.zeros_like(attn_mask, dtype=scores.dtype).masked_fill_(attn_mask, float("-inf"))
+            scores += attn_mask.log()  # 0 where a key is attended, -inf elsewhere
         # a softmax over thousands of keys needs float32
         weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
         return self.merge(weights.to(v.dtype) @ v), weights.mean(1)
+
+
+def _both(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    return weight, bias
 
 
 class SelfAttentionLayer(nn.Module):
@@ -81,8 +91,8 @@ class FFNLayer(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int):
         super().__init__()
-        self.linear1 = nn.Linear(dim, hidden_dim)
-        self.linear2 = nn.Linear(hidden_dim, dim)
+        self.linear1 = Linear(dim, hidden_dim)
+        self.linear2 = Linear(hidden_dim, dim)
         self.norm = nn.LayerNorm(dim)
         nn.init.xavier_uniform_(self.linear1.weight)
         nn.init.xavier_uniform_(self.linear2.weight)

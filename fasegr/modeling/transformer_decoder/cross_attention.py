@@ -55,7 +55,7 @@ class MaskedCrossAttention(_CrossAttention):
     def forward(self, queries: Tensor, context: CrossAttentionContext) -> CrossAttentionOutput:
         level, attention = context.level, None
         query = queries + self.query_pos(context)
-        arguments = (query, level.memory + level.key_pos, level.memory, self._attn_mask(context))
+        arguments = (query, level.key, level.memory, self._attn_mask(context))
         if context.need_weights:
             out, attention = self.multihead_attn.with_weights(*arguments)
         else:
@@ -66,18 +66,15 @@ class MaskedCrossAttention(_CrossAttention):
         return context.query_pos
 
     def _attn_mask(self, context: CrossAttentionContext) -> Tensor | None:
-        """(B, 1, Q, n) bool, True where a key is not attended."""
+        """(B, 1, Q, n) bool, True where a key is attended."""
         if context.mask_logits is None:
             return None
-        masked = context.mask_logits < self.mask_threshold_logit  # sigmoid(x) < t
-        return (masked & ~masked.all(-1, keepdim=True)).unsqueeze(1)
+        inside = context.mask_logits >= self.mask_threshold_logit  # sigmoid(x) >= t
+        return (inside >= inside.any(-1, keepdim=True)).unsqueeze(1)  # all, where none is inside
 
     def attention_map(self, queries: Tensor, context: CrossAttentionContext, pixels: None = None) -> Tensor:
-        level = context.level
-        key = level.memory + level.key_pos
-        return self.multihead_attn.with_weights(queries + self.query_pos(context), key, key, self._attn_mask(context))[
-            1
-        ]
+        query, key = queries + self.query_pos(context), context.level.key
+        return self.multihead_attn.with_weights(query, key, key, self._attn_mask(context))[1]
 
 
 class SparseCrossAttention(_CrossAttention):
@@ -103,7 +100,7 @@ class SparseCrossAttention(_CrossAttention):
     def _query_key_value(
         self, queries: Tensor, context: CrossAttentionContext, pixels: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        memory, key_pos, _ = context.level
+        memory, key_pos = context.level.memory, context.level.key_pos
         if pixels is not None:
             # Indexed, since gather would keep the whole map for the backward pass.
             image = torch.arange(pixels.shape[0], device=pixels.device).unsqueeze(1)

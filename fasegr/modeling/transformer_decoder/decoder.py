@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fasegr.modeling.layers import MLP, c2_xavier_fill
+from fasegr.modeling import ops
+from fasegr.modeling.layers import MLP, Linear, c2_xavier_fill
 from fasegr.modeling.mask_piloting import PilotQueries
 from fasegr.modeling.pixel_decoder import PixelDecoderOutput
 from fasegr.modeling.transformer_decoder.attention import CrossAttentionContext, FFNLayer, SelfAttentionLayer
@@ -119,7 +120,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             self.input_proj = nn.ModuleList(nn.Conv2d(in_channels, dim, 1) for _ in kinds)
             for projection in self.input_proj:
                 c2_xavier_fill(projection)
-        self.class_embed = nn.Linear(dim, num_classes + 1)
+        self.class_embed = Linear(dim, num_classes + 1)
         self.mask_embed = MLP(dim, dim, mask_dim, 3)
         self.need_weights = [self._needs_weights(i, len(kinds)) for i in range(num_layers)]
 
@@ -226,7 +227,11 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
 
     def _level(self, i: int, features: Tensor, key_position: Tensor) -> FeatureLevel:
         memory = self.input_proj[i](features).flatten(2).transpose(1, 2) + self.level_embed.weight[i]
-        return FeatureLevel(memory, key_position.flatten(2).transpose(1, 2), tuple(features.shape[-2:]))
+        key_pos, size = key_position.flatten(2).transpose(1, 2), tuple(features.shape[-2:])
+        if not self.transformer_cross_attention_layers[i].uses_mask:
+            return FeatureLevel(memory, key_pos, size)
+        # every round projects them again
+        return FeatureLevel(ops.for_products(memory), key_pos, size, key=ops.for_products(memory + key_pos))
 
     @torch.no_grad()
     def _level_mask_features(self, mask_features: Tensor, levels: list[FeatureLevel]) -> list[Tensor | None]:
@@ -237,7 +242,9 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         """
         first = list(self.transformer_cross_attention_layers)[: len(levels)]  # later ones take the same turns
         return [
-            F.interpolate(mask_features, size=level.size, mode="bilinear", align_corners=False).flatten(2)
+            ops.for_products(
+                F.interpolate(mask_features, size=level.size, mode="bilinear", align_corners=False).flatten(2)
+            )
             if layer.uses_mask
             else None
             for level, layer in zip(levels[: len(first)], first, strict=True)
@@ -249,10 +256,9 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
 
     def _predictions(self, inputs: Sequence[_PredictionInput], mask_features: Tensor) -> list[Prediction]:
         features, size = mask_features.flatten(2), mask_features.shape[-2:]
-        return [
-            Prediction(self.class_embed(layer.queries), (layer.mask_embed @ features).unflatten(2, size))
-            for layer in inputs
-        ]
+        class_logits = self.class_embed(torch.stack([layer.queries for layer in inputs]))
+        mask_logits = [(layer.mask_embed @ features).unflatten(2, size) for layer in inputs]
+        return [Prediction(*pair) for pair in zip(class_logits, mask_logits, strict=True)]
 
 
 def _mask_logits(
@@ -273,10 +279,10 @@ def _mask_logits(
 
 
 def _self_attn_mask(groups: Tensor, count: int) -> Tensor:
-    """(B, 1, Q, Q) bool, True where a query does not see another: a piloted one of another group than its own.
+    """(B, 1, Q, Q) bool, True where a query sees another: not a piloted one of another group than its own.
 
     groups: (B, N), of piloted queries, which stand behind `count` others.
     """
     others = groups.new_full((groups.shape[0], count), -1)
     group = torch.cat((others, groups), 1)
-    return ((group[:, None, :] >= 0) & (group[:, None, :] != group[:, :, None])).unsqueeze(1)
+    return ((group[:, None, :] < 0) | (group[:, None, :] == group[:, :, None])).unsqueeze(1)

@@ -12,11 +12,16 @@ HIGH_RES_CHOICES = ((4,), (8,), (4, 8))
 
 
 class FeatureLevel(NamedTuple):
-    """One map as the decoder attends to it. memory, key_pos: (B, n, C). size: (h, w) with h * w = n."""
+    """One map as the decoder attends to it. memory, key_pos: (B, n, C). size: (h, w) with h * w = n.
+
+    key: memory + key_pos, which masked attention to this level compares with its queries in every round; None for a
+    level without.
+    """
 
     memory: Tensor
     key_pos: Tensor
     size: tuple[int, int]
+    key: Tensor | None = None
 
 
 def level_strides(high_res_attention: str, high_res_levels: Sequence[int]) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fasegr.modeling import ops
 from fasegr.modeling.transformer_decoder.attention import CrossAttentionContext
 
 Size = tuple[int, int]
@@ -44,19 +45,17 @@ class TopWindows(_OneInOmega):
 
     reads_attention = True
 
+    def __init__(self, omega: int):
+        super().__init__(omega)
+        self._windows = ops.Kept()
+
     def __call__(self, context: CrossAttentionContext) -> Tensor:
         return self.windows(context.coarse_attention.sum(1), context.coarse_size, context.level.size)
 
     def windows(self, scores: Tensor, coarse: Size, fine: Size) -> Tensor:
         """Pixels (B, k), in a map of size `fine`, of the windows of the cells with the highest scores (B, n)."""
-        rows, columns = _window(coarse, fine)
         cells = scores.topk(self.count(coarse[0] * coarse[1]), sorted=False).indices
-        row = torch.div(cells, coarse[1], rounding_mode="floor")
-        top, left = row * rows, (cells - row * coarse[1]) * columns
-        y = torch.arange(rows, device=cells.device)
-        x = torch.arange(columns, device=cells.device)
-        within = (y[:, None] * fine[1] + x).flatten()
-        return ((top * fine[1] + left).unsqueeze(-1) + within).flatten(1)
+        return self._windows(_pixels_of_windows, tuple(coarse), tuple(fine), scores.device)[cells].flatten(1)
 
 
 class TopPixels(_OneInOmega):
@@ -98,6 +97,13 @@ def build_selection(attention: str, selection: str, omega: int) -> Selection:
         f"high_res_attention is {attention!r} with the selection {selection!r}; "
         "choose hrca (with window or pixel), random, vanilla, rcda or none"
     )
+
+
+def _pixels_of_windows(coarse: Size, fine: Size, device: torch.device) -> Tensor:
+    """For each cell of the coarse map, the pixels of its window on the fine one: (n, pixels of a window)."""
+    rows, columns = _window(coarse, fine)
+    pixels = torch.arange(fine[0] * fine[1], device=device).view(coarse[0], rows, coarse[1], columns)
+    return pixels.transpose(1, 2).reshape(coarse[0] * coarse[1], rows * columns)
 
 
 def _window(coarse: Size, fine: Size) -> Size:

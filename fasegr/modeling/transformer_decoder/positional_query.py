@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fasegr.modeling.layers import Linear
 from fasegr.modeling.transformer_decoder.feature_levels import FeatureLevel
 from fasegr.modeling.transformer_decoder.position_encoding import encode_points
 
@@ -169,7 +170,7 @@ class GridAnchors(nn.Module):
 
 def query_projection(dim: int) -> nn.Sequential:
     """h: two linear layers with a ReLU in between."""
-    return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim))
+    return nn.Sequential(Linear(dim, dim), nn.ReLU(), Linear(dim, dim))
 
 
 def build_dynamic_query(

@@ -19,8 +19,8 @@ def pair(dim=16, heads=4):
 def test_equals_torch_attention(masked):
     ours, theirs = pair()
     query, key, value = (torch.randn(2, n, 16, dtype=torch.float64) for n in (5, 9, 9))
-    attn_mask = torch.rand(2, 5, 9) < 0.4 if masked else None
-    expanded = attn_mask.repeat_interleave(4, 0) if masked else None
+    attn_mask = torch.rand(2, 5, 9) >= 0.4 if masked else None
+    expanded = ~attn_mask.repeat_interleave(4, 0) if masked else None
     expected, expected_weights = theirs(query, key, value, attn_mask=expanded)
     attn_mask = attn_mask.unsqueeze(1) if masked else None
     torch.testing.assert_close(ours(query, key, value, attn_mask), expected)

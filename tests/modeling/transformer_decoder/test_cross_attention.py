@@ -31,7 +31,7 @@ def case(mask_logits=None, need_weights=False, coarse=(2, 3), fine=(4, 6)):
     queries, query_pos, query_embed = torch.randn(3, 2, 5, 8, dtype=torch.float64)
     memory, key_pos = torch.randn(2, 2, fine[0] * fine[1], 8, dtype=torch.float64)
     attention = torch.rand(2, 5, coarse[0] * coarse[1], dtype=torch.float64)
-    level = FeatureLevel(memory, key_pos, fine)
+    level = FeatureLevel(memory, key_pos, fine, memory + key_pos)
     return queries, CrossAttentionContext(level, query_pos, query_embed, mask_logits, attention, coarse, need_weights)
 
 

@@ -1,0 +1,68 @@
+"""Operations on a GPU that is not there: what is counted, and that no change brings them back."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from benchmarks import launches
+from benchmarks.case import Case
+from benchmarks.launches import Count, Launches, on_fake_gpu
+from benchmarks.measure import ROOT
+
+R50 = str(ROOT / "configs/ade20k/semantic-segmentation/faseg_r50.yaml")
+
+
+def counted(line, *tensors):
+    meter = Launches()
+    with meter:
+        line(*tensors)
+    return meter.readings().get("whole", Count())
+
+
+@pytest.mark.parametrize(
+    ("line", "count"),
+    [
+        (lambda x: x + 1, Count(kernels=1)),
+        (lambda x: x.t().reshape(6)[2:], Count(kernels=1, views=3)),
+        (lambda x: x.half().to(torch.float32), Count(kernels=2, casts=2)),
+        (lambda x: torch.empty_like(x).shape, Count()),
+        (lambda x: torch.zeros(3, device="cpu") + 1, Count()),
+        (lambda x: x.cpu(), Count(kernels=1, waits=1)),
+        (lambda x: x.to("cpu", non_blocking=True), Count(kernels=1)),
+    ],
+)
+def test_what_is_counted(line, count):
+    with on_fake_gpu():
+        assert counted(line, torch.empty(2, 3, device="cuda")) == count
+
+
+def test_weights_are_cast_once_a_step_and_fused_attention_is_one_operation():
+    with on_fake_gpu():
+        x, weight = torch.empty(2, 4, device="cuda"), torch.empty(4, 4, device="cuda", requires_grad=True)
+        with torch.autocast("cuda", dtype=torch.float16):
+            assert counted(lambda: F.linear(F.linear(x, weight), weight)).casts == 2
+        q = torch.empty(1, 2, 3, 4, device="cuda", dtype=torch.float16)
+        assert counted(lambda: F.scaled_dot_product_attention(q, q, q)).kernels == 1
+
+
+def of_r50(kind, batch):
+    case = Case(kind, R50, batch=batch, dtype="float16")
+    return launches.times(dataclasses.asdict(case))["counts"]
+
+
+def test_a_training_forward_pass():
+    """The numbers of docs/benchmarks.md, with nothing to spare: who adds an operation says why, and changes both."""
+    counts = of_r50("launches-training", 16)
+    network = sum(counts[part]["kernels"] for part in ("backbone", "pixel decoder", "decoder"))
+    assert network <= 1258
+    assert counts["criterion"]["kernels"] <= 596
+    assert counts["whole"]["casts"] <= 386
+    assert counts["whole"]["waits"] == counts["matching"]["waits"] == 1
+
+
+def test_inference():
+    counts = of_r50("launches-inference", 1)["whole"]
+    assert counts["kernels"] <= 936
+    assert counts["waits"] == 0
