@@ -219,5 +219,6 @@ def add_fasegr_config(cfg: CN) -> None:
     cfg.SPEED.THREADS = 0                          # torch's threads on the CPU (programs only); 0: torch's default
     cfg.SPEED.COMPILE = False                      # torch.compile backbone and head on their first call
     cfg.SPEED.DTYPE = "float32"                    # of the network in inference and evaluation; bfloat16, float16 (GPU)
+    cfg.SPEED.GATHER_METRICS_PERIOD = 1            # several processes report their mean losses in every so many steps
     cfg.SPEED.DETERMINISTIC = False                # the same numbers in every run on a GPU, but slower (programs only)
     # fmt: on

@@ -370,6 +370,7 @@ KEYS: dict[str, Allowed] = {
     "SPEED.TUNED_ALLOCATOR": FLAG,
     "SPEED.THREADS": integer(0, 1024, "; 0 is torch's default"),
     "SPEED.COMPILE": FLAG,
+    "SPEED.GATHER_METRICS_PERIOD": integer(1, 10**9),
     "SPEED.DETERMINISTIC": FLAG,
     "SPEED.DTYPE": one_of("float32", "bfloat16", "float16"),
 }

@@ -7,7 +7,7 @@ import os
 import re
 import signal
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 
 import torch
@@ -72,6 +72,7 @@ class Metrics(HookBase):
         self._trackers: Trackers | None = None
         self._sums: dict[str, float] = defaultdict(float)
         self._counts: dict[str, int] = defaultdict(int)
+        self._added: dict[str, float] = {}  # the iteration of the last value of each
 
     def before_train(self) -> None:
         if not comm.is_main_process():
@@ -93,12 +94,11 @@ class Metrics(HookBase):
 
     def after_step(self) -> None:
         iteration = self.trainer.iter
-        for name, (value, put_at) in self.trainer.storage.latest().items():
-            if put_at == iteration:
-                self._sums[name] += value
-                self._counts[name] += 1
+        self._add()
         if (iteration + 1) % self.period and iteration + 1 != self.trainer.max_iter:
             return
+        self.trainer.finish_step()
+        self._add()
         means = {name: total / self._counts[name] for name, total in self._sums.items()}
         self._sums.clear()
         self._counts.clear()
@@ -109,6 +109,18 @@ class Metrics(HookBase):
             means |= {"eta_seconds": eta, "memory": _peak_megabytes(self.trainer)}
             self.write(iteration, means)
             logger.info(self._line(iteration, means))
+
+    def _add(self) -> None:
+        """Add the values that are new."""
+        for name, (value, put_at) in self.trainer.storage.latest().items():
+            if put_at > self._added.get(name, self.trainer.start_iter - 1):
+                self._added[name] = put_at
+                self._sums[name] += value
+                self._counts[name] += 1
+
+    def leave_out(self, names: Iterable[str]) -> None:
+        """Scalars that are never part of the means: they have lines of their own."""
+        self._added |= dict.fromkeys(names, math.inf)
 
     def _line(self, iteration: int, means: Mapping[str, float]) -> str:
         # Losses of inner layers (loss_mask_3) are in metrics.json; here they would hide the rest.
@@ -140,6 +152,7 @@ class Metrics(HookBase):
         return comm.all_gather(any(name.startswith(f"{task}/") for name in names))[0]
 
     def state_dict(self) -> dict:
+        self._add()
         return {"sums": dict(self._sums), "counts": dict(self._counts)}
 
     def load_state_dict(self, state: dict) -> None:
@@ -168,6 +181,7 @@ class Checkpoints(HookBase):
         self.complete = self.trainer.iter  # the hooks with a state came before this one
 
     def save_final(self) -> None:
+        self.trainer.finish_step()
         if self.average is not None:
             self.average.save_untagged("model_final_ema", iteration=self.trainer.iter)
         self.checkpointer.save("model_final", iteration=self.trainer.iter)
@@ -175,6 +189,7 @@ class Checkpoints(HookBase):
 
     def save_now(self) -> None:
         if self.saved != self.trainer.iter:
+            self.trainer.finish_step()
             self.checkpointer.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter)
             self.saved = self.trainer.iter
 
@@ -261,6 +276,7 @@ class Evaluation(HookBase):
         interruption = self.trainer.interruption
         if any(comm.all_gather(interruption.signum is not None)):  # else one would leave the others alone in it
             raise Interrupted(interruption.signum or signal.SIGTERM, together=True)
+        self.trainer.finish_step()
         try:
             with interruption.at_once():
                 scores = {name: float(score) for name, score in flatten(self.evaluate(), "/").items()}
@@ -270,6 +286,7 @@ class Evaluation(HookBase):
                 raise
             raise Interrupted(interruption.signum) from error
         self.trainer.storage.put_scalars(smoothing_hint=False, cur_iter=iteration, **scores)
+        self.metrics.leave_out(scores)
         for best in self.best:
             best.keep(iteration, scores)  # before the line: a run killed in between evaluates again
         self._last = iteration
@@ -302,7 +319,7 @@ class Progress(HookBase):
     def after_step(self) -> None:
         if self._bar.disable:
             return
-        loss = self.trainer.storage.latest()["total_loss"][0]
+        loss, _ = self.trainer.storage.latest().get("total_loss", (math.nan, 0))  # not read yet in the first step
         self._bar.set_postfix_str(f"loss {loss:.3f}, {_peak_megabytes(self.trainer):.0f} MB", refresh=False)
         self._bar.update()
 

@@ -13,10 +13,12 @@ from torch.nn.parallel import DistributedDataParallel
 from fasegr.checkpoint import Checkpointer
 from fasegr.d2 import comm
 from fasegr.engine.optimizer import GradientClipper, load_optimizer_state
+from fasegr.modeling import ops
 
 __all__ = ["NonFiniteLoss", "StepReport", "TrainStep"]
 
 _NAMED = 3  # how many losses and files an error names before it counts the rest
+_SHARED = 3  # numbers of each step that processes always exchange: seconds for data, wish to stop, broken
 
 
 class NonFiniteLoss(FloatingPointError):
@@ -24,13 +26,25 @@ class NonFiniteLoss(FloatingPointError):
 
 
 class StepReport(NamedTuple):
-    """The results of one step, the same in all processes."""
+    """The results of one step, the same in all processes, except where losses are not gathered."""
 
-    losses: dict[str, float]  # means over micro-batches and processes
+    iteration: int
+    losses: dict[str, float]  # means over micro-batches and processes; empty in steps that do not gather them
     grad_norm: float  # before clipping; infinite where GradScaler skipped the update
     grad_scale: float  # of GradScaler; 1 without it
     data_time: float  # seconds, of the slowest process
     stop: bool  # some process wants to stop; all processes read the same
+
+
+class _StepInFlight(NamedTuple):
+    """A step whose results the host has not read yet, which may not even be computed."""
+
+    iteration: int
+    names: list[str]  # of the losses
+    files: list[list[str]]  # of each micro-batch
+    own: Tensor  # (S,), by `_row`, and
+    shared: Tensor  # (processes, S), or (processes, _SHARED) without losses; both on their way to the host
+    arrived: torch.cuda.Event | None
 
 
 class TrainStep:
@@ -49,15 +63,18 @@ class TrainStep:
         *,
         accumulate: int = 1,
         amp_dtype: torch.dtype | None = None,
+        gather_period: int = 1,
         output_dir: str = "",
     ):
         """accumulate: micro-batches a step. amp_dtype: of autocast, None for none; float16 comes with a GradScaler.
+        gather_period: steps from one that reports losses to the next, where there are several processes.
         output_dir: where `nan_ITERATION.pth` is written when a loss is not finite."""
         self.model = model.train()
         self.data_loader = data_loader
         self.optimizer = optimizer
         self.clip = clip
         self.accumulate = accumulate
+        self.gather_period = gather_period
         self.output_dir = output_dir
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.device = self.parameters[0].device
@@ -65,6 +82,9 @@ class TrainStep:
         self._has_statistics = any(getattr(module, "track_running_stats", False) for module in model.modules())
         self.amp_dtype = amp_dtype
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp_dtype is torch.float16)
+        # A GPU is not waited for: a fused optimizer itself skips an update that would ruin the weights.
+        self.deferred = self.device.type == "cuda" and getattr(optimizer, "_step_supports_amp_scaling", False)
+        self._in_flight: _StepInFlight | None = None
         self._batches: Iterator[list[dict]] | None = None
 
     def fetch(self) -> list[list[dict]]:
@@ -77,11 +97,15 @@ class TrainStep:
         """End the data workers, which otherwise live, with the batches they have prepared, as long as this object."""
         self._batches = None
 
-    def run(self, iteration: int, batches: list[list[dict]], data_time: float = 0.0, stop: bool = False) -> StepReport:
-        """Update the weights once.
+    def run(
+        self, iteration: int, batches: list[list[dict]], data_time: float = 0.0, stop: bool = False
+    ) -> StepReport | None:
+        """Update the weights once, unless a loss or the gradient is not finite. Returns the report of this step or, if
+        `deferred`, of the one before, None if that has been read.
 
         data_time: seconds that this process waited for `batches`; stop: it wants to stop after this step. Both are
-        returned combined over processes. Raises NonFiniteLoss in all processes, before the update.
+        returned combined over processes. Raises NonFiniteLoss in all processes, with the weights before the step that
+        it names.
         """
         if self._has_statistics:
             self.updated = iteration  # the forward pass changes them
@@ -91,26 +115,57 @@ class TrainStep:
             try:
                 losses.append(self._forward_backward(batch, is_last=i == len(batches)))
             except FloatingPointError as error:  # the matching found NaN before there was a loss
+                self.finish()  # the step before comes first
                 raise self._failure(iteration, str(error), _files(batch), save=True) from error
+        report = self.finish()  # costs no time: the matching has waited for all that the GPU had to do before it
         self.scaler.unscale_(self.optimizer)
         grad_norm = self.clip(self.parameters)
 
-        table = self._gather([loss for of_batch in losses for loss in of_batch.values()], grad_norm, data_time, stop)
-        names = list(losses[0])
-        values = table[:, :-4].view(-1, len(batches), len(names))
-        norms, scales, data_times, stops = table[:, -4:].unbind(1)
-        self._check(iteration, names, values, norms, batches)
-
-        self.updated = iteration
-        self.scaler.step(self.optimizer)
+        values = torch.stack([loss.float().reshape(()) for of_batch in losses for loss in of_batch.values()])
+        broken = self._broken(values, grad_norm)
+        own = self._row(values, grad_norm, data_time, stop, broken)
+        gathers = (iteration + 1) % self.gather_period == 0
+        shared = _over_processes(own if gathers else own[-_SHARED:])
+        files = [_files(batch) for batch in batches]
+        self._in_flight = self._to_host(iteration, list(losses[0]), files, own, shared)
+        if self.deferred:
+            self.updated = iteration
+            skip = shared[:, -1].amax()
+            if self.scaler.is_enabled():
+                skip = torch.maximum(skip, 1 - grad_norm.isfinite().float())
+            self.optimizer.found_inf = skip
+            self.optimizer.step()
+            del self.optimizer.found_inf
+        else:
+            report = self.finish()
+            self.updated = iteration
+            self.scaler.step(self.optimizer)
         self.scaler.update()
+        return report
+
+    def finish(self) -> StepReport | None:
+        """Wait for the step in flight, if there is one. Returns its report, and raises NonFiniteLoss, in all
+        processes."""
+        if self._in_flight is None:
+            return None
+        step, self._in_flight = self._in_flight, None
+        if _is_broken(step):
+            raise self._non_finite(step)
+        losses = {}
+        if step.shared.shape[1] > _SHARED:
+            values = step.shared[:, : -_SHARED - 2].view(-1, len(step.files), len(step.names)).mean((0, 1))
+            losses = dict(zip(step.names, values.tolist(), strict=True))
         return StepReport(
-            losses=dict(zip(names, values.mean((0, 1)).tolist(), strict=True)),
-            grad_norm=norms[0].item(),  # all processes have the same gradient
-            grad_scale=scales[0].item(),
-            data_time=data_times.max().item(),
-            stop=bool(stops.any()),
+            step.iteration,
+            losses,
+            *step.own[-_SHARED - 2 : -_SHARED].tolist(),  # all processes have the same gradient
+            data_time=step.shared[:, -3].max().item(),
+            stop=bool(step.shared[:, -2].any()),
         )
+
+    def is_broken(self) -> bool:
+        """Whether the step in flight has failed: `finish` would say more, with the help of all processes."""
+        return self._in_flight is not None and _is_broken(self._in_flight)
 
     def _forward_backward(self, batch: list[dict], is_last: bool) -> dict[str, Tensor]:
         """Add a micro-batch to the gradients. Returns its losses, detached scalars."""
@@ -122,42 +177,43 @@ class TrainStep:
             self.scaler.scale(sum(losses.values()) / self.accumulate).backward()
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def _gather(self, losses: list[Tensor], grad_norm: Tensor, data_time: float, stop: bool) -> Tensor:
-        """Everything that the host needs from a step, a row for each process, on the CPU.
+    def _broken(self, losses: Tensor, grad_norm: Tensor) -> Tensor:
+        """1 where this step must not change the weights and the training ends, else 0: a float32 scalar."""
+        values = losses if self.scaler.is_enabled() else torch.cat((losses, grad_norm.float().reshape(1)))
+        # A GradScaler finds its scale by infinite gradients; without one, the update would ruin the weights.
+        return 1 - values.isfinite().all().float()
 
-        Columns: `losses`, norm and scale of the gradient, `data_time`, `stop`. It is a step's only wait for the GPU.
-        """
+    def _row(self, losses: Tensor, grad_norm: Tensor, data_time: float, stop: bool, broken: Tensor) -> Tensor:
+        """Everything that is read from a step: `losses`, norm and scale of the gradient, and the _SHARED rest."""
         scale = self.scaler.scale(torch.ones((), device=self.device))
-        row = torch.stack([scalar.float().reshape(()) for scalar in (*losses, grad_norm, scale)])
-        row = torch.cat([row, torch.tensor([data_time, stop], dtype=torch.float32, device=self.device)])
-        processes = comm.get_world_size()
-        if processes == 1:
-            return row.cpu()[None]
-        rows = row.new_empty(processes * len(row))
-        dist.all_gather_into_tensor(rows, row)
-        return rows.cpu().view(processes, -1)
+        host = ops.to_device(torch.tensor([data_time, stop], dtype=torch.float32), self.device)
+        return torch.cat((losses, torch.stack((grad_norm.float().reshape(()), scale)), host, broken.reshape(1)))
 
-    def _check(
-        self, iteration: int, names: list[str], losses: Tensor, norms: Tensor, batches: list[list[dict]]
-    ) -> None:
-        """losses: (processes, micro-batches, names); norms: (processes,). All processes see the same, so all raise."""
+    def _to_host(self, iteration: int, names: list[str], files: list[list[str]], *results: Tensor) -> _StepInFlight:
+        arrived = None
+        results = [result.to("cpu", non_blocking=self.device.type == "cuda") for result in results]
+        if self.device.type == "cuda":
+            arrived = torch.cuda.Event()
+            arrived.record()
+        return _StepInFlight(iteration, names, files, *results, arrived)
+
+    def _non_finite(self, step: _StepInFlight) -> NonFiniteLoss:
+        """The error about a step, from what all processes have found."""
+        losses = step.own[: -_SHARED - 2].view(len(step.files), len(step.names))
         broken = ~losses.isfinite()
-        if broken.any():
-            found = {
-                name: losses[:, :, i][broken[:, :, i]][0].item()
-                for i, name in enumerate(names)
-                if broken[:, :, i].any()
-            }
-            files = [_files(batch) for batch, bad in zip(batches, broken[comm.get_rank()], strict=True) if bad.any()]
-        elif not self.scaler.is_enabled() and not norms.isfinite().all():
-            # A GradScaler finds its scale this way; without one, the update would ruin the weights.
-            found = {"the norm of the gradient": norms[0].item()}
-            files = [_files(batch) for batch in batches]
-        else:
-            return
-        files = [name for of_rank in comm.all_gather(files) for of_batch in of_rank for name in of_batch]
-        what = _some([f"{name} is {value}" for name, value in found.items()])
-        raise self._failure(iteration, what, files, save=comm.is_main_process(), losses=found)
+        found = {name: losses[:, i][broken[:, i]][0].item() for i, name in enumerate(step.names) if broken[:, i].any()}
+        files = [names for names, bad in zip(step.files, broken, strict=True) if bad.any()]
+        of_ranks = comm.all_gather((found, files))
+        # each loss as the first process has it that finds it broken, in the order of the losses
+        named = {name: values[name] for name in step.names for values, _ in reversed(of_ranks) if name in values}
+        if not named:
+            named = {"the norm of the gradient": step.own[-_SHARED - 2].item()}
+            of_ranks = comm.all_gather((named, step.files))
+        files = [name for _, of_rank in of_ranks for of_batch in of_rank for name in of_batch]
+        what = _some([f"{name} is {value}" for name, value in named.items()])
+        if self.updated == step.iteration and not self._has_statistics:
+            self.updated -= 1  # skipped
+        return self._failure(step.iteration, what, files, save=comm.is_main_process(), losses=named)
 
     def _failure(self, iteration: int, what: str, files: list[str], save: bool, **evidence) -> NonFiniteLoss:
         """The error to raise. save: this process saves what is needed to investigate it."""
@@ -186,6 +242,22 @@ class TrainStep:
         # A run may be resumed in another precision, which has no scale to restore.
         if self.scaler.is_enabled() and state["grad_scaler"]:
             self.scaler.load_state_dict(state["grad_scaler"])
+
+
+def _over_processes(row: Tensor) -> Tensor:
+    """`row` of each process, (processes, S)."""
+    processes = comm.get_world_size()
+    if processes == 1:
+        return row[None]
+    rows = row.new_empty(processes * len(row))
+    dist.all_gather_into_tensor(rows, row)
+    return rows.view(processes, -1)
+
+
+def _is_broken(step: _StepInFlight) -> bool:
+    if step.arrived is not None:
+        step.arrived.synchronize()
+    return bool(step.shared[:, -1].any())
 
 
 def _files(batch: list[dict]) -> list[str]:

@@ -25,7 +25,7 @@ from fasegr.engine.output_lock import locked
 from fasegr.engine.pictures import Pictures
 from fasegr.engine.process_settings import sizes_that_vary
 from fasegr.engine.seed import draw_seed, seed_all
-from fasegr.engine.train_step import NonFiniteLoss, TrainStep
+from fasegr.engine.train_step import NonFiniteLoss, StepReport, TrainStep
 from fasegr.engine.watch import tell
 from fasegr.engine.weight_average import WeightAverage
 from fasegr.evaluation import build_evaluator, inference_dir, main_score
@@ -70,6 +70,7 @@ class Trainer(DefaultTrainer):
             build_gradient_clipper(self.cfg),
             accumulate=cfg.SOLVER.ACCUMULATE,
             amp_dtype=_amp_dtype(self.cfg),
+            gather_period=cfg.SPEED.GATHER_METRICS_PERIOD,
             output_dir=cfg.OUTPUT_DIR,
         )
         self.scheduler = self.build_lr_scheduler(self.cfg, optimizer)
@@ -83,6 +84,7 @@ class Trainer(DefaultTrainer):
             else "",
             tell,
         )
+        self._stop = False  # some process wants to
         self.register_hooks(self.build_hooks())
 
     def _set_seed(self, seed: int) -> None:
@@ -248,9 +250,9 @@ class Trainer(DefaultTrainer):
                     self._end_early()
                     break
                 self.before_step()
-                stop = self.run_step()
+                self.run_step()
                 self.after_step()
-                if stop:  # this process, or another one, got a signal
+                if self._stop:  # this process, or another one, got a signal
                     raise Interrupted(self.interruption.signum or signal.SIGTERM, together=True)
             self.iter += 1
         except Interrupted as interrupted:
@@ -283,6 +285,9 @@ class Trainer(DefaultTrainer):
     def _save_complete_step(self, error: Exception) -> None:
         """Save the last step of which all is there, so that `error` in a later one costs no other."""
         complete = self._checkpoints.complete
+        if self._trainer.is_broken():
+            logger.error("The step before was not finite: nothing is saved")
+            return
         if complete != self._trainer.updated or complete < self.start_iter or not comm.is_main_process():
             return
         at, self.iter = self.iter, complete
@@ -295,24 +300,33 @@ class Trainer(DefaultTrainer):
         except (OSError, RuntimeError, ValueError) as failure:  # as on a GPU whose context is lost
             logger.error("After this error, iteration %d could not be saved: %s", complete + 1, failure)
 
-    def run_step(self) -> bool:
-        """One update of the weights. Returns whether some process wants to stop after it."""
+    def run_step(self) -> None:
+        """One update of the weights. On a GPU its losses are read during the next one, or by `finish_step`."""
         start = time.perf_counter()
         batches = self._fetch()
         data_time = time.perf_counter() - start
         # After the data: a loader that starts draws a random number, in the first step of a run only.
         seed_all(self.cfg.SEED, self.iter, comm.get_rank())
-        report = self._trainer.run(self.iter, batches, data_time, stop=self.interruption.signum is not None)
+        self._record(self._trainer.run(self.iter, batches, data_time, stop=self.interruption.signum is not None))
+        self.storage.put_scalar("time", time.perf_counter() - start)
 
-        put = self.storage.put_scalar
-        self.storage.put_scalars(total_loss=sum(report.losses.values()), **report.losses)
-        put("data_time", report.data_time)
+    def finish_step(self) -> None:
+        """Wait for the results of the latest step: hooks call this, in all processes, before they read or save what it
+        has done. Raises NonFiniteLoss."""
+        self._record(self._trainer.finish())
+
+    def _record(self, report: StepReport | None) -> None:
+        if report is None:
+            return
+        self._stop |= report.stop
+        scalars = {"data_time": report.data_time}
+        if report.losses:
+            scalars |= {"total_loss": sum(report.losses.values()), **report.losses}
         if math.isfinite(report.grad_norm):
-            put("grad_norm", report.grad_norm)
+            scalars["grad_norm"] = report.grad_norm
         if self._trainer.scaler.is_enabled():
-            put("grad_scale", report.grad_scale)
-        put("time", time.perf_counter() - start)
-        return report.stop
+            scalars["grad_scale"] = report.grad_scale
+        self.storage.put_scalars(cur_iter=report.iteration, **scalars)
 
     def _fetch(self) -> list[list[dict]]:
         try:

@@ -1,15 +1,20 @@
 """Operations on a GPU that is not there: what is counted, and that no change brings them back."""
 
 import dataclasses
+from unittest import mock
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+import fasegr
 from benchmarks import launches
 from benchmarks.case import Case
 from benchmarks.launches import Count, Launches, on_fake_gpu
 from benchmarks.measure import ROOT
+from fasegr.engine.optimizer import build_gradient_clipper, build_optimizer
+from fasegr.engine.train_step import TrainStep
+from tests.modeling.meta_arch.test_segmentor import SMALL
 
 R50 = str(ROOT / "configs/ade20k/semantic-segmentation/faseg_r50.yaml")
 
@@ -66,3 +71,27 @@ def test_inference():
     counts = of_r50("launches-inference", 1)["whole"]
     assert counts["kernels"] <= 936
     assert counts["waits"] == 0
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float16])
+def test_a_whole_step_waits_once(monkeypatch, dtype):
+    """For the matching's costs. The backward pass, which needs a real GPU, is left out: it computes nothing here."""
+
+    def backward(loss):
+        for parameter in step.parameters:
+            parameter.grad = torch.empty_like(parameter)
+
+    monkeypatch.setattr(torch.Tensor, "backward", backward)
+    monkeypatch.setattr(torch.cuda, "Event", mock.Mock())
+    cfg = fasegr.load_cfg(R50, [*SMALL, "MODEL.DEVICE", "cpu"])
+    case = Case("launches-training", R50, opts=tuple(SMALL), size=(64, 64), batch=2)
+    with on_fake_gpu():
+        model = launches.gpu_model(R50, tuple(SMALL)).train()
+        step = TrainStep(model, [], build_optimizer(cfg, model), build_gradient_clipper(cfg), amp_dtype=dtype)
+        batch = launches.samples(case, model.criterion.num_classes)
+        step.run(0, [batch])
+        step.finish = lambda: None  # the results of the first step have no values to read
+        meter = Launches()
+        with meter:
+            step.run(1, [batch])
+    assert meter.readings()["whole"].waits == 1

@@ -18,7 +18,7 @@ from fasegr.engine import Trainer
 from fasegr.engine.interruption import Interrupted
 from fasegr.engine.train_step import NonFiniteLoss
 from fasegr.utils.metrics_file import read_metrics
-from tests.engine.tiny_training import TinySegmentor, even_points, faseg_cfg, tiny_cfg
+from tests.engine.tiny_training import AsOnGPU, TinySegmentor, even_points, faseg_cfg, tiny_cfg
 
 
 class SignalToProcessOne(HookBase):
@@ -64,6 +64,8 @@ def work(rank: int, size: int, root: str, out: str, port: int) -> None:
 def work_of_two(rank: int, root: Path, out: Path) -> None:
     seen = {}
     run(tiny_cfg(root, out / "2_2", "SOLVER.ACCUMULATE", 2))
+    run(tiny_cfg(root, out / "2_deferred"), hooks=[AsOnGPU()])
+    run(tiny_cfg(root, out / "2_gathered", "SPEED.GATHER_METRICS_PERIOD", 3), hooks=[AsOnGPU()])
     TinySegmentor.deterministic = False
     run_faseg(faseg_cfg(root, out / "2_faseg"))
 
@@ -73,10 +75,11 @@ def work_of_two(rank: int, root: Path, out: Path) -> None:
         seen["stopped"] = str(interrupted)
 
     TinySegmentor.break_at = ("3.png",)
-    try:
-        run(tiny_cfg(root, out / "broken", "SOLVER.IMS_PER_BATCH", 2))
-    except NonFiniteLoss as error:
-        seen["broken"] = str(error)
+    for name, hooks in (("broken", []), ("broken_on_gpu", [AsOnGPU()])):
+        try:
+            run(tiny_cfg(root, out / name, "SOLVER.IMS_PER_BATCH", 2), hooks)
+        except NonFiniteLoss as error:
+            seen[name] = str(error)
 
     TinySegmentor.break_at = ()
     TinySegmentor.forward, forward = fail, TinySegmentor.forward
@@ -119,7 +122,7 @@ def metrics(output_dir):
     return [{name: value for name, value in line.items() if name.startswith(kept)} for line in lines]
 
 
-@pytest.mark.parametrize("name", ["2_1", "2_2", "4_1"])
+@pytest.mark.parametrize("name", ["2_1", "2_2", "2_deferred", "4_1"])
 def test_losses_scores_and_weights_are_those_of_one_process(outputs, dataset_root, tmp_path, name, deterministic_model):
     """name: processes, and micro-batches a step."""
     run(tiny_cfg(dataset_root, tmp_path))
@@ -153,12 +156,24 @@ def test_a_signal_to_one_process_stops_both_after_the_same_iteration(two_process
     assert read_checkpoint(str(out / "stopped" / last)).rest["iteration"] == int(last[6:13])
 
 
-def test_both_processes_name_the_image_that_broke_the_loss_of_one(two_processes):
+def test_metrics_may_be_gathered_in_some_steps_only(two_processes):
+    out, _ = two_processes
+    whole, some = metrics(out / "2_1"), metrics(out / "2_gathered")
+    steps = len(whole) - 1  # the last line has the scores
+    assert steps == 1
+    assert some[0]["grad_norm"] == pytest.approx(whole[0]["grad_norm"])
+    assert some[0]["total_loss"] != pytest.approx(whole[0]["total_loss"]), "means over other steps"
+    assert some[-1] == pytest.approx(whole[-1])
+
+
+@pytest.mark.parametrize("name", ["broken", "broken_on_gpu"])
+def test_both_processes_name_the_image_that_broke_the_loss_of_one(two_processes, name):
     out, seen = two_processes
-    assert seen[0]["broken"] == seen[1]["broken"]
-    assert "loss_ce is nan" in seen[0]["broken"]
-    assert "3.png. " in seen[0]["broken"]
-    assert len(list((out / "broken").glob("nan_*.pth"))) == 1
+    assert seen[0][name] == seen[1][name]
+    assert "loss_ce is nan" in seen[0][name]
+    assert "3.png. " in seen[0][name]
+    assert seen[0][name].partition("Images")[0] == seen[0]["broken"].partition("Images")[0], "the same iteration"
+    assert len(list((out / name).glob("nan_*.pth"))) == 1
 
 
 def test_processes_that_find_nan_by_themselves_each_save_what_they_saw(two_processes):

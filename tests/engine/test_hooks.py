@@ -18,6 +18,7 @@ from fasegr.utils.metrics_file import read_metrics
 def trainer():
     cfg = SimpleNamespace(MODEL=SimpleNamespace(DEVICE="cpu"))
     trainer = SimpleNamespace(cfg=cfg, iter=0, start_iter=0, max_iter=7, interruption=Interruption())
+    trainer.finish_step = lambda: None
     with EventStorage(0) as trainer.storage:
         yield trainer
 
@@ -53,6 +54,24 @@ def test_metrics_are_means_of_periods(trainer, tmp_path, caplog):
     assert "iteration 3 of 7  0:00:00 left  total_loss 10  0.100 s a step" in caplog.text
     assert "loss_mask_3" not in caplog.text
     assert lines(tmp_path)[0]["loss_mask_3"] == 1.0
+
+
+def test_values_that_come_a_step_later_are_in_the_means(trainer, tmp_path):
+    """As on a GPU: the loss of a step is known in the next one, or when it is asked for."""
+    metrics = Metrics(str(tmp_path), period=3)
+    attach(trainer, metrics)
+
+    def put(iteration):
+        trainer.storage.put_scalar("total_loss", 10.0 * iteration, cur_iter=iteration)
+
+    trainer.finish_step = lambda: put(trainer.iter)
+    for trainer.iter in range(7):
+        if trainer.iter % 3:  # that of the last step of a period has been asked for
+            put(trainer.iter - 1)
+        trainer.storage.put_scalars(time=0.1, data_time=0.0, cur_iter=trainer.iter)
+        metrics.after_step()
+    metrics.close()
+    assert [line["total_loss"] for line in lines(tmp_path)] == [10.0, 40.0, 60.0]
 
 
 def test_metrics_are_the_same_after_a_resume(trainer, tmp_path):

@@ -32,9 +32,12 @@ def samples(number, start=0):
     return [{"x": torch.randn(3, generator=generator), "file_name": f"{start + i}.jpg"} for i in range(number)]
 
 
-def make_step(model, batches=(), max_norm=float("inf"), **options):
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    return TrainStep(model, batches, optimizer, lambda parameters: clip_grad_norm_(parameters, max_norm), **options)
+def make_step(model, batches=(), max_norm=float("inf"), deferred=False, **options):
+    """deferred: as on a GPU."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=deferred)
+    step = TrainStep(model, batches, optimizer, lambda parameters: clip_grad_norm_(parameters, max_norm), **options)
+    step.deferred = deferred
+    return step
 
 
 def test_a_step_is_the_plain_one():
@@ -173,3 +176,42 @@ def test_a_model_that_finds_nan_itself(tmp_path):
     ):
         make_step(Model(spoil), output_dir=str(tmp_path)).run(3, [samples(1)])
     assert (tmp_path / "nan_0000003.pth").exists()
+
+
+@pytest.mark.parametrize("amp_dtype", [None, torch.float16])
+def test_a_gpu_is_not_waited_for(amp_dtype):
+    """Reports come a step later and are the same, and so are the weights, of a step too whose update is skipped."""
+    models = [Model(), Model()]
+    models[1].load_state_dict(models[0].state_dict())
+    now, later = (make_step(model, amp_dtype=amp_dtype, deferred=i == 1) for i, model in enumerate(models))
+    reports = []
+    for i in range(4):
+        for model in models:
+            model.scale = 1e38 if amp_dtype and i == 2 else 1e-3  # whose gradient is infinite: no error in float16
+        reports.append(now.run(i, [samples(2, start=i)], data_time=i, stop=i == 3))
+        before = later.run(i, [samples(2, start=i)], data_time=i, stop=i == 3)
+        assert repr(before) == repr(reports[-2] if i else None)
+        torch.testing.assert_close(models[0].state_dict(), models[1].state_dict(), rtol=0, atol=0)
+    assert repr(later.finish()) == repr(reports[-1])
+    assert later.finish() is None
+    assert now.scaler.state_dict() == later.scaler.state_dict()
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.SGD])
+def test_a_bad_step_does_not_reach_the_weights_of_a_gpu(optimizer, tmp_path):
+    model = Model()
+    step = make_step(model, deferred=True, output_dir=str(tmp_path))
+    step.optimizer = optimizer(model.parameters(), lr=0.1, fused=True)
+    step.run(0, [samples(2)])
+    weights = copy.deepcopy(model.state_dict())
+    state = copy.deepcopy(step.optimizer.state_dict())
+    model.spoil = lambda loss: loss * float("nan")
+    step.run(1, [samples(2, start=10)])
+    assert step.is_broken()
+    model.spoil = lambda loss: loss
+    with pytest.raises(NonFiniteLoss, match=r"iteration 1: loss_a is nan. Images of the batch: 10.jpg, 11.jpg"):
+        step.run(2, [samples(2, start=20)])
+    assert step.updated == 0
+    torch.testing.assert_close(model.state_dict(), weights, rtol=0, atol=0)
+    torch.testing.assert_close(step.optimizer.state_dict(), state, rtol=0, atol=0)
+    torch.testing.assert_close(read_checkpoint(str(tmp_path / "nan_0000001.pth")).weights, dict(weights))

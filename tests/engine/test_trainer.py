@@ -17,7 +17,7 @@ from fasegr.engine import Trainer
 from fasegr.engine.interruption import Interrupted
 from fasegr.engine.train_step import NonFiniteLoss, TrainStep
 from fasegr.utils.metrics_file import read_metrics
-from tests.engine.tiny_training import TinySegmentor, tiny_cfg
+from tests.engine.tiny_training import AsOnGPU, TinySegmentor, tiny_cfg
 
 ROOT = Path(__file__).parents[2]
 
@@ -113,6 +113,38 @@ def test_a_resumed_run_equals_an_uninterrupted_one(dataset_root, tmp_path, worke
     finals = [read_checkpoint(str(tmp_path / name / "model_final.pth")).rest["trainer"] for name in ("parts", "whole")]
     torch.testing.assert_close(*(final["_trainer"]["optimizer"] for final in finals), rtol=0, atol=0)
     assert finals[0]["hooks"]["LearningRate"] == finals[1]["hooks"]["LearningRate"]
+
+
+def test_a_gpu_is_not_waited_for_and_nothing_else_changes(dataset_root, tmp_path):
+    options = ("TEST.EVAL_PERIOD", 5, "SOLVER.CHECKPOINT_PERIOD", 5)
+    plain = run(tiny_cfg(dataset_root, tmp_path / "plain", *options))
+    cfg = tiny_cfg(dataset_root, tmp_path / "parts", *options)
+    with pytest.raises(Interrupted):
+        run(cfg, hooks=[AsOnGPU(), SignalAt(2)])
+    assert (tmp_path / "parts" / "last_checkpoint").read_text() == "model_0000003.pth", "processes agree a step later"
+    parts = run(cfg, resume=True, hooks=[AsOnGPU()])
+    torch.testing.assert_close(parts.model.state_dict(), plain.model.state_dict(), rtol=0, atol=0)
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "plain")
+
+
+@pytest.mark.parametrize("saved_at", [2, 100])
+def test_nothing_is_saved_of_a_bad_step_on_a_gpu(dataset_root, tmp_path, monkeypatch, saved_at):
+    """NaN in the second step: it is noticed by the checkpoint after it, or in the third step, which fails otherwise."""
+
+    class Break(HookBase):
+        def before_step(self):
+            if self.trainer.iter == 1:
+                monkeypatch.setattr(TinySegmentor, "break_at", [f"{i}.png" for i in range(6)])
+
+    cfg = tiny_cfg(dataset_root, tmp_path, "DATASETS.TEST", (), "SOLVER.CHECKPOINT_PERIOD", saved_at)
+    hooks = [AsOnGPU(), Break()]
+    if saved_at == 2:
+        with pytest.raises(NonFiniteLoss, match="iteration 1: loss_ce is nan"):
+            run(cfg, hooks=hooks)
+    else:
+        with pytest.raises(RuntimeError, match="out of order"):
+            run(cfg, hooks=[*hooks, Fails(monkeypatch, (TrainStep, "fetch"), 2, RuntimeError("out of order"))])
+    assert not list(tmp_path.glob("model_*.pth"))
 
 
 def test_a_run_killed_after_its_checkpoint_writes_no_line_twice(dataset_root, tmp_path):

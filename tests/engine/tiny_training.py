@@ -8,7 +8,7 @@ from PIL import Image
 from torch import nn
 
 from fasegr import add_fasegr_config, load_cfg
-from fasegr.d2 import META_ARCH_REGISTRY, get_cfg
+from fasegr.d2 import META_ARCH_REGISTRY, HookBase, get_cfg
 from fasegr.data.datasets import register_from_config
 
 CLASSES = ("sky", "road")
@@ -50,6 +50,13 @@ class TinySegmentor(nn.Module):
         sizes = [(sample["height"], sample["width"]) for sample in batch]
         results = zip(self.forward(batch), sizes, strict=True)
         return [[(slice(None), nn.functional.interpolate(r["sem_seg"][None], size)[0])] for r, size in results]
+
+
+class AsOnGPU(HookBase):
+    """The results of a step are read during the next one."""
+
+    def before_train(self) -> None:
+        self.trainer._trainer.deferred = True
 
 
 if "TinySegmentor" not in META_ARCH_REGISTRY:

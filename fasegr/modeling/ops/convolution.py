@@ -81,8 +81,8 @@ def uses_patch_products(x: Tensor, weight: Tensor) -> bool:
         torch.is_grad_enabled()
         and weight.requires_grad
         and weight.shape[2:] != (1, 1)
-        and torch.backends.cpu.get_cpu_capability() == "AVX2"
         and _eager_on_cpu(x, weight)
+        and torch.backends.cpu.get_cpu_capability() == "AVX2"  # torch.compile cannot ask this
         and switches.enabled("patch_products")
     )
 
