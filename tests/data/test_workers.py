@@ -73,6 +73,7 @@ def test_the_main_process_ends_its_workers():
     loader.close()
 
 
+@pytest.mark.slow
 def test_workers_end_without_a_main_process():
     done = subprocess.run([sys.executable, "-c", ORPHANS], capture_output=True, text=True)
     worker = int(done.stdout)

@@ -245,6 +245,7 @@ def fail_in_process_one(args, cfg):
     torch.distributed.barrier()
 
 
+@pytest.mark.slow
 def test_processes_that_fail_end_the_program_with_their_code(tmp_path, capfd):
     """Started as --num-gpus 2 does on a machine without a GPU."""
     if torch.cuda.is_available():
@@ -341,6 +342,7 @@ needs_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU, --
 
 
 @needs_cpu
+@pytest.mark.slow
 def test_a_process_that_is_killed(tmp_path, capfd):
     start = time.monotonic()
     url = default_argument_parser().get_default("dist_url")
@@ -358,6 +360,7 @@ def test_a_process_that_is_killed(tmp_path, capfd):
 
 
 @needs_cpu
+@pytest.mark.slow
 def test_the_parent_passes_signals_on_and_waits(tmp_path):
     with pytest.raises(SystemExit) as stopped:
         launch(wait_for_a_signal, arguments(num_gpus=2), make_cfg("OUTPUT_DIR", str(tmp_path)))

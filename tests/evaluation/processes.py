@@ -1,6 +1,7 @@
 """Evaluators in two processes, each of which evaluates a share of a `TinyCoco`."""
 
 import json
+import multiprocessing
 from pathlib import Path
 
 import torch
@@ -28,7 +29,9 @@ class TwoProcesses:
 
     def __init__(self, root: Path):
         self.root, self.folder = root, root / "out"
-        mp.spawn(_evaluate_share, (root,), nprocs=2)
+        # As other tests of several processes, so that one process imports it for all.
+        multiprocessing.set_forkserver_preload(["fasegr.engine", "tests.engine.tiny_training"])
+        mp.start_processes(_evaluate_share, (root,), nprocs=2, start_method="forkserver")
 
     def results(self, kind: str) -> list[dict | None]:
         """Of both processes. kind: a key of KINDS."""

@@ -1,5 +1,6 @@
 """The set loss against a plain one written here, against numbers of the released code, and over ranks."""
 
+import multiprocessing
 import os
 from pathlib import Path
 
@@ -292,7 +293,8 @@ def run_rank(rank, folder):
 
 def test_two_ranks_are_one_process_with_the_whole_batch(tmp_path):
     """Means over ranks, as DistributedDataParallel averages gradients."""
-    mp.spawn(run_rank, args=(str(tmp_path),), nprocs=2)
+    multiprocessing.set_forkserver_preload(["fasegr.engine", "tests.engine.tiny_training"])  # as other tests do
+    mp.start_processes(run_rank, args=(str(tmp_path),), nprocs=2, start_method="forkserver")
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for case, counts in enumerate(RANK_COUNTS):
         logits, masks, targets, points = make_batch(counts=counts)

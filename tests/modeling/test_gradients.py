@@ -49,9 +49,8 @@ def without_gradient(head):
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: " ".join(map(str, variant.values())))
 def test_whatever_the_depth(variant):
-    assert {depth: without_gradient(small_head(depth, variant)) for depth in range(2, 16)} == {
-        depth: [] for depth in range(2, 16)
-    }
+    for depth in (2, 3, 4, 5, 6, 8, 9, 13):  # predictions: a round ends after 4, or 3 without HRCA
+        assert without_gradient(small_head(depth, variant)) == [], depth
 
 
 @pytest.mark.parametrize("dec_layers", [2, 3, 4, 5])

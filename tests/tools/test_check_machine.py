@@ -112,6 +112,7 @@ def test_the_memory_of_this_machine():
     assert 0.5 < tool.total_memory("cpu") < 2**14
 
 
+@pytest.mark.slow
 def test_trainings_on_one_device_and_on_all(tmp_path):
     if torch.cuda.is_available():
         pytest.skip("the program itself tries the GPUs")
@@ -122,6 +123,7 @@ def test_trainings_on_one_device_and_on_all(tmp_path):
     assert len(json.loads((tmp_path / "several.json").read_text())) == tool.ITERATIONS
 
 
+@pytest.mark.slow
 def test_a_training_that_fails_says_why(tmp_path):
     if torch.backends.mps.is_available():
         pytest.skip("needs a machine without mps")

@@ -200,12 +200,14 @@ def test_compiles():
 
 
 def test_training_compiles():
-    model, batch = build(), samples()
+    model, batch = build("MODEL.MASK_FORMER.DEC_LAYERS", 5), samples()
     torch.manual_seed(1)
     expected = model(batch)
     torch._dynamo.reset()
     torch.manual_seed(1)
-    losses = torch.compile(model, backend="aot_eager")(batch)
+    for part in (model.backbone, model.sem_seg_head):  # what SPEED.COMPILE compiles
+        part.compile(backend="aot_eager")
+    losses = model(batch)
     for name, loss in losses.items():
         torch.testing.assert_close(loss, expected[name], rtol=1e-3, atol=1e-3)
 
