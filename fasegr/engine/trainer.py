@@ -285,13 +285,13 @@ class Trainer(DefaultTrainer):
     def _save_complete_step(self, error: Exception) -> None:
         """Save the last step of which all is there, so that `error` in a later one costs no other."""
         complete = self._checkpoints.complete
-        if self._trainer.is_broken():
-            logger.error("The step before was not finite: nothing is saved")
-            return
         if complete != self._trainer.updated or complete < self.start_iter or not comm.is_main_process():
             return
         at, self.iter = self.iter, complete
         try:
+            if self._trainer.is_broken():
+                logger.error("The step before was not finite: nothing is saved")
+                return
             self._checkpoints.save_now()
             logger.error(
                 "%s at iteration %d. Iteration %d is saved in %s; to continue, run the same command with --resume",
