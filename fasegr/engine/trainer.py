@@ -252,7 +252,8 @@ class Trainer(DefaultTrainer):
                 self.before_step()
                 self.run_step()
                 self.after_step()
-                if self._stop:  # this process, or another one, got a signal
+                # Several processes agree in the next step.
+                if self._stop or (self.interruption.signum is not None and comm.get_world_size() == 1):
                     raise Interrupted(self.interruption.signum or signal.SIGTERM, together=True)
             self.iter += 1
         except Interrupted as interrupted:

@@ -121,7 +121,7 @@ def test_a_gpu_is_not_waited_for_and_nothing_else_changes(dataset_root, tmp_path
     cfg = tiny_cfg(dataset_root, tmp_path / "parts", *options)
     with pytest.raises(Interrupted):
         run(cfg, hooks=[AsOnGPU(), SignalAt(2)])
-    assert (tmp_path / "parts" / "last_checkpoint").read_text() == "model_0000003.pth", "processes agree a step later"
+    assert (tmp_path / "parts" / "last_checkpoint").read_text() == "model_0000002.pth"
     parts = run(cfg, resume=True, hooks=[AsOnGPU()])
     torch.testing.assert_close(parts.model.state_dict(), plain.model.state_dict(), rtol=0, atol=0)
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "plain")
