@@ -160,7 +160,9 @@ class Checkpointer(DetectionCheckpointer):
         every weight must fit. An empty `path` loads nothing. In several processes an error in one is an error in all.
         """
         if not path:
-            self.logger.info("No weights given: the model starts from random weights")
+            self.logger.info(
+                "No weights given: the model starts from random weights, a backbone from timm's if PRETRAINED"
+            )
             return {}
         return self._load(path, self.checkpointables if checkpointables is None else checkpointables)
 

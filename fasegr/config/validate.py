@@ -144,7 +144,7 @@ KEYS: dict[str, Allowed] = {
     "MODEL.BACKBONE.NAME": NAME,
     "MODEL.BACKBONE.FREEZE_AT": integer(0, 5, ": the stages that are frozen, the stem being the first"),
     "MODEL.BACKBONE.FREEZE": either(
-        integer(0, 1000, ", the number of stages, of which the stem is the first"), one_of("all", "all but norms")
+        integer(0, 1000, " (stages, the stem being the first)"), one_of("all", "all but norms")
     ),
     "MODEL.RESNETS.DEPTH": one_of(18, 34, 50, 101),
     "MODEL.RESNETS.OUT_FEATURES": STAGE_LIST,

@@ -135,6 +135,11 @@ def check_config(cfg) -> None:
     ):
         if enabled:
             raise ValueError(f"{key} is True, and an exported graph runs the model once, without {what}; set it False")
+    if cfg.MODEL.BACKBONE.NAME == "build_timm_vit_backbone" and cfg.MODEL.VIT.WINDOW_SIZE:
+        raise ValueError(
+            f"MODEL.VIT.WINDOW_SIZE is {cfg.MODEL.VIT.WINDOW_SIZE}: padding to whole windows depends on the image, and "
+            "no graph is right for all sizes; export a model without windows (0)"
+        )
     if cfg.MODEL.FASEG.HIGH_RES.ATTENTION == "random":
         raise ValueError(
             "MODEL.FASEG.HIGH_RES.ATTENTION is random: it draws other pixels at each call, so no file could be "

@@ -74,6 +74,7 @@ def of_graph(graph, images, size):
     return {name: value.numpy() for name, value in zip(graph.outputs, values, strict=True)}
 
 
+VIT = ["MODEL.BACKBONE.NAME", "build_timm_vit_backbone", "MODEL.VIT.NAME", "test_vit"]
 KINDS = {
     "faseg": [],
     "labels": [f"{FORMER}.TEST.SEMANTIC_OUTPUT", "labels"],
@@ -99,12 +100,13 @@ KINDS = {
         *("MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", "convnext_atto"),
         *("MODEL.TIMM.PRETRAINED", False),
     ],
+    "vit": VIT,
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_graph_computes_what_the_model_does(kind):
-    if kind == "timm":
+    if kind in ("timm", "vit"):
         pytest.importorskip("timm")
     model = built(config(*KINDS[kind]))
     graph = SegmentationGraph(model)
@@ -291,6 +293,10 @@ def test_agreement_sees_what_differs():
         (["--opts", "TEST.AUG.ENABLED", "True"], "TEST.AUG.ENABLED is True"),
         (["--opts", "TEST.SLIDING_WINDOW.ENABLED", "True"], "without a sliding window; set it False"),
         (["--opts", "MODEL.FASEG.HIGH_RES.ATTENTION", "random"], "ATTENTION is random: it draws"),
+        (
+            ["--opts", *VIT, "MODEL.VIT.WINDOW_SIZE", "4"],
+            "WINDOW_SIZE is 4: padding to whole windows",
+        ),
         (["--opts", RESULTS[0], "False", RESULTS[2], "True"], "SEMANTIC_ON False and INSTANCE_ON False"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Collection, Iterator, Sequence
@@ -32,6 +33,8 @@ from fasegr.modeling.meta_arch.instance_inference import instances
 from fasegr.modeling.meta_arch.panoptic_inference import panoptic_segments
 from fasegr.modeling.meta_arch.semantic_inference import score_tiles, semantic_result
 from fasegr.modeling.transformer_decoder.feature_levels import masked_strides
+
+logger = logging.getLogger(__name__)
 
 
 @META_ARCH_REGISTRY.register()
@@ -169,7 +172,7 @@ class FASeg(nn.Module):
             "object_mask_threshold": former.TEST.OBJECT_MASK_THRESHOLD,
             "overlap_threshold": former.TEST.OVERLAP_THRESHOLD,
             "max_instances": cfg.TEST.DETECTIONS_PER_IMAGE,
-            "frozen": freeze(backbone, cfg.MODEL.BACKBONE.FREEZE),
+            "frozen": _freeze(backbone, cfg),
             "channels_last": cfg.MODEL.DEVICE.startswith("cuda"),
             "mask_pilot": _mask_pilot(cfg) if former.MASK_PILOT.ENABLED else None,
             "gradient_checkpointing": cfg.SOLVER.GRADIENT_CHECKPOINTING,
@@ -330,6 +333,18 @@ def _mask_pilot(cfg) -> MaskPilot:
         mask_noise=keys.MASK_NOISE,
         strides=[masked[i % len(masked)] for i in range(cfg.MODEL.MASK_FORMER.DEC_LAYERS - 1)],
     )
+
+
+def _freeze(backbone: Backbone, cfg) -> list[nn.Module]:
+    what, name = cfg.MODEL.BACKBONE.FREEZE, cfg.MODEL.BACKBONE.NAME
+    timms = {"build_timm_backbone": cfg.MODEL.TIMM, "build_timm_vit_backbone": cfg.MODEL.VIT}
+    if what != 0 and not cfg.MODEL.WEIGHTS and not (name in timms and timms[name].PRETRAINED):
+        logger.warning(
+            "MODEL.BACKBONE.FREEZE is %s, and there are no pretrained weights (MODEL.WEIGHTS, PRETRAINED): unless a "
+            "training is resumed, random weights stay as they are",
+            what,
+        )
+    return freeze(backbone, what)
 
 
 def _things(cfg) -> list[int]:
