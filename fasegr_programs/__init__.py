@@ -46,6 +46,7 @@ COMMANDS = {
         "tools.evaluate_report", "main", "write a page on how good a model is, or on which of two is better"
     ),
     "ablation": Command("tools.run_ablation", "main", "train the rows of the paper's tables and compare them"),
+    "fit": Command("tools.fit_memory", "main", "fit a recipe into a memory: images at once, checkpointing, crop"),
     "check": Command("tools.check_machine", "main", "try everything that depends on this machine, in a minute"),
 }
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import fasegr
-from fasegr.analysis.memory import count_training_memory
+from fasegr.analysis.memory import count_training_memory, count_training_peak
 from tools.ablation.tables import CONFIGS
 
 
@@ -79,3 +79,43 @@ def test_counting_changes_nothing(small):
     assert not small.training
     assert all(torch.equal(value, before[name]) for name, value in small.state_dict().items())
     assert all(parameter.grad is None for parameter in small.parameters())
+
+
+def measured_peak(model, samples, dtype=None, gradients=False):
+    """Most bytes of tensors at once in a real step, the weights included, as torch's allocator reports them."""
+    state = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
+    state += sum(sample[name].numel() * sample[name].element_size() for sample in samples for name in sample)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter) if gradients else None
+        state += 4 * parameter.numel() * gradients
+    autocast = torch.autocast("cpu", dtype=dtype, enabled=dtype is not None)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        with autocast:
+            loss = sum(model(samples).values())
+        loss.backward()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return state + peak
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "checkpointing"])
+def test_the_peak_of_a_real_step(kind):
+    options = ["MODEL.DEVICE", "cpu", "MODEL.MASK_FORMER.DEC_LAYERS", 3]
+    dtype = torch.bfloat16
+    if kind == "checkpointing":
+        dtype = None
+        options += ["SOLVER.GRADIENT_CHECKPOINTING", True, "MODEL.MASK_FORMER.MASK_PILOT.ENABLED", True]
+    model = fasegr.build_model(fasegr.load_cfg(CONFIGS / "quickstart/faseg_scenes.yaml", options))
+    segments, size, gradients = 6, (64, 96), dtype is not None
+    counted = count_training_peak(
+        model, size, batch=2, segments=segments, amp_dtype=dtype, keeps_gradients=gradients, copies=0
+    )
+    masks = torch.rand(segments, *size) > 0.5
+    sample = {"image": torch.zeros(3, *size, dtype=torch.uint8), "labels": torch.arange(segments), "masks": masks}
+    real = measured_peak(model.train(), [sample, {**sample, "masks": masks.clone()}], dtype, gradients)
+    assert counted == pytest.approx(real, rel=0.02)
+    weights = sum(4 * parameter.numel() for parameter in model.parameters())
+    assert real > (2.3 if gradients else 1.5) * weights  # a count of the state alone would be noticed
