@@ -70,7 +70,7 @@ def upload(folder: str, name: str, *, private: bool, message: str) -> str:
         logger.info("Uploading to %s", address)
         api.upload_folder(repo_id=name, folder_path=folder, commit_message=message)
     except Exception as error:
-        raise ConnectionError(f"could not upload to {name}: {_reason(error)}") from error
+        raise ConnectionError(f"could not upload to {name}: {_reason(error, writes=True)}") from error
     return str(address)
 
 
@@ -88,8 +88,8 @@ def _api() -> Any:
     return HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
 
 
-def _reason(error: Exception) -> str:
-    """One sentence on an error of huggingface_hub."""
+def _reason(error: Exception, writes: bool = False) -> str:
+    """One sentence on an error of huggingface_hub. writes: of an upload."""
     from huggingface_hub import errors
 
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
@@ -97,6 +97,8 @@ def _reason(error: Exception) -> str:
     login = "log in with `hf auth login`, or set HF_TOKEN"
     if isinstance(error, errors.GatedRepoError):
         return f"its owner asks for a consent; give it at {endpoint}, then {login}"
+    if isinstance(error, errors.LocalTokenNotFoundError) or (status == 401 and writes):
+        return f"{endpoint} does not know who you are; {login}"
     if isinstance(error, errors.RepositoryNotFoundError) or status == 401:
         return f"there is no such model at {endpoint}, or it is private; correct the name, or {login}"
     if isinstance(error, errors.RevisionNotFoundError):
@@ -104,5 +106,7 @@ def _reason(error: Exception) -> str:
     if status == 403:
         return f"this account may not do that; {login}, with a token that may write"
     first = next(iter(str(error).strip().splitlines()), "")[:300]
-    advice = "" if status else f". {endpoint} cannot be reached; a folder that was fetched by hand can be named instead"
-    return f"{type(error).__name__}: {first}{advice}"
+    advice = ""
+    if isinstance(error, errors.LocalEntryNotFoundError) or type(error).__module__.startswith("httpx"):
+        advice = f". {endpoint} cannot be reached; a folder that was fetched by hand can be named instead"
+    return f"{type(error).__name__}: {first.rstrip('.')}{advice}"

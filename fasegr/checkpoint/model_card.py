@@ -275,6 +275,8 @@ def _is_triple(value: Any) -> bool:
 
 
 def _training(values: Mapping[str, Any], run: Run) -> str:
+    if not run.command and run.iteration is None:
+        return "## Training\n\nNot recorded.\n"
     train = ", ".join(values["DATASETS.TRAIN"]) or "not recorded"
     lines = [
         "## Training\n",

@@ -233,15 +233,15 @@ def test_to_the_hub_and_back(hub, tmp_path, monkeypatch):
     assert set(hub.models["me/garden"]) == {"config.yaml", "model.safetensors", "README.md"}
     hub.models["me/garden"] |= {"pytorch_model.bin": b"not asked for", "run.py": b"not asked for"}
     forget("garden")
-    for name in ("me/garden", "hf://me/garden", "me/garden@main"):
-        predictor = fasegr.from_pretrained(name, ["MODEL.DEVICE", "cpu"])
-        assert predictor.class_names == ["path", "rose | tulip"]
-        assert_same_model(predictor, model)
+    predictor = fasegr.from_pretrained("me/garden", ["MODEL.DEVICE", "cpu"])
+    assert predictor.class_names == ["path", "rose | tulip"]
+    assert_same_model(predictor, model)
+    assert fasegr.load_cfg("hf://me/garden@main", TINY[:2]).DATASETS.FOLDER.NAME == "garden"
     downloads = [line for line in hub.asked if line.startswith("GET") and "/resolve/" in line]
     assert len(downloads) == 2  # once
     assert not [line for line in downloads if not line.endswith(("config.yaml", "model.safetensors"))]
     monkeypatch.setenv("HF_ENDPOINT", NOBODY)
-    assert_same_model(fasegr.from_pretrained("me/garden", ["MODEL.DEVICE", "cpu"]), model)  # from the cache
+    assert fasegr.load_cfg("hf://me/garden", TINY[:2]).DATASETS.FOLDER.NAME == "garden"  # from the cache
     assert fasegr.load_checkpoint(model, "hf://me/garden").kind == "full"  # as MODEL.WEIGHTS of another config
 
 

@@ -87,6 +87,15 @@ def test_categories_of_a_file_of_their_own(coco_cfg, tmp_path):
         DatasetCatalog.get("pets_train")
 
 
+def test_categories_in_the_config(coco_cfg):
+    coco_cfg.DATASETS.COCO.CATEGORIES = [*CATEGORIES, {"id": 9, "name": "cat"}]
+    register_from_config(coco_cfg)
+    assert MetadataCatalog.get("pets_val").thing_classes == ["dog", "cat"]
+    coco_cfg.DATASETS.COCO.CATEGORIES = [{"id": 9, "name": "cat", "isthing": 2}]
+    with pytest.raises(BadFile, match=r"DATASETS\.COCO\.CATEGORIES: cannot be read as categories"):
+        register_from_config(coco_cfg)
+
+
 def test_mistakes_in_coco_are_named(coco_cfg):
     coco = coco_cfg.DATASETS.COCO
     coco.IMAGES = "images"
@@ -135,6 +144,23 @@ def test_registration(folder_cfg):
     assert meta.stuff_classes == ["one", "two", "three"]
     assert meta.ignore_label == 255 and meta.evaluator_type == "sem_seg"
     assert getattr(meta, "stuff_colors", None) is None
+
+
+def test_classes_in_the_config(folder_cfg):
+    (name,) = register_from_config(folder_cfg)[:1]
+    count = len(MetadataCatalog.get(name).stuff_classes)
+    classes = [[f"class, {i}", [i, 0, 0]] for i in range(count)]
+    folder_cfg.DATASETS.FOLDER.CLASSES = classes
+    register_from_config(folder_cfg)
+    assert MetadataCatalog.get(name).stuff_classes == [names for names, _ in classes]
+    assert MetadataCatalog.get(name).stuff_colors == [tuple(colour) for _, colour in classes]
+    for wrong, message in (
+        (["a", "a"], "names a class twice"),
+        (["a", ["b", [1, 2, 3]]], "2 classes, 1 with a colour"),
+    ):
+        folder_cfg.DATASETS.FOLDER.CLASSES = wrong
+        with pytest.raises(BadFile, match=message):
+            register_from_config(folder_cfg)
 
 
 def test_registration_again_takes_the_later_config(folder_cfg, make_folder, tmp_path):
