@@ -59,7 +59,7 @@ setup(
         "termcolor",
     ],
     extras_require={
-        "timm": ["timm>=1.0"],  # other backbones
+        "timm": ["timm>=1.0.20"],  # other backbones; the first that has DINOv3
         "wandb": ["wandb>=0.17"],  # TRACKERS
         "mlflow": ["mlflow-skinny>=2.14"],  # TRACKERS; its client, without the server
         "hub": [

@@ -91,10 +91,9 @@ class PlainViT(Backbone):
         require_timm("build_timm_vit_backbone")
         self.timm = _plain_vit(name, pretrained, drop_path_rate)
         self.has_own_windows = hasattr(self.timm, "neck")  # SAM, whose last norm is part of a neck for its own decoder
-        if window_size and self.has_own_windows:
-            raise ValueError(
-                f"window_size is {window_size} with {name!r}, which has windows of its own; it must be 0 there"
-            )
+        if window_size and (self.has_own_windows or not all(hasattr(block, "attn") for block in self.timm.blocks)):
+            why = "has windows of its own" if self.has_own_windows else "has blocks of another kind"
+            raise ValueError(f"window_size is {window_size} with {name!r}, which {why}; it must be 0 there")
         self.timm.prune_intermediate_layers(1, prune_norm=self.has_own_windows, prune_head=True)
         self.window_size = window_size
         self.patch_size = self.timm.patch_embed.patch_size[0]
@@ -184,7 +183,7 @@ class Windows:
     def split_rope(self, rope: Tensor, batch: int) -> Tensor:
         """Rotary embeddings of the map's tokens, (height * width, D) or (heads, height * width, D), to those of all
         windows of `batch` images, (batch * count, 1 or heads, window**2, D)."""
-        rope = rope.view(-1, *rope.shape[-2:])
+        rope = rope.reshape(-1, *rope.shape[-2:])
         windows = self._split_map(rope).unflatten(0, (-1, self.count)).transpose(0, 1)
         return windows.repeat(batch, 1, 1, 1)
 

@@ -297,6 +297,8 @@ def test_unsuitable_networks_are_refused(name, message):
 def test_windows_in_a_network_that_has_its_own():
     with pytest.raises(ValueError, match="window_size is 4 with 'samvit_base_patch16', which has windows of its own"):
         backbone("samvit_base_patch16", window_size=4)
+    with pytest.raises(ValueError, match="'vit_small_patch16_18x2_224', which has blocks of another kind"):
+        backbone("vit_small_patch16_18x2_224", window_size=4)
 
 
 def test_images_normalised_otherwise_are_warned_of(caplog):

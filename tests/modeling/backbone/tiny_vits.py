@@ -41,6 +41,12 @@ def sam(depth=4, patch_size=16, **options):
     return VisionTransformerSAM(img_size=4 * patch_size, patch_size=patch_size, depth=depth, **SHAPE, **own, **options)
 
 
+def parallel(**options):
+    from timm.models.vision_transformer import ParallelThingsBlock
+
+    return vit(block_fn=ParallelThingsBlock, **options)
+
+
 NETWORKS = {
     "vit_small_patch14_dinov2": partial(vit, patch_size=14, init_values=0.5),
     "vit_small_patch14_reg4_dinov2": partial(vit, patch_size=14, init_values=0.5, reg_tokens=4, no_embed_class=True),
@@ -52,6 +58,7 @@ NETWORKS = {
     "vit_small_patch32_224": partial(vit, patch_size=32),
     "vit_base_patch16_siglip_224": partial(vit, class_token=False, global_pool="map"),
     "samvit_base_patch16": sam,
+    "vit_small_patch16_18x2_224": parallel,
     "vit_base_patch16_siglip_256": partial(vit, depth=6, class_token=False, global_pool="map"),  # windows in two
     "vit_base_patch16_dinov3": partial(eva, depth=6, qkv_bias=False),
 }
