@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -49,9 +50,14 @@ def describe(device: str) -> dict:
             "gpu": properties.name,
             "gpu_memory": properties.total_memory,
             "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version(),
+            "cudnn": _cudnn(),
         }
     return found
+
+
+def _cudnn() -> int | None:
+    with suppress(RuntimeError):  # it refuses GPUs that are too old for it
+        return torch.backends.cudnn.version()
 
 
 def others_now(seconds: float = 0.5) -> float | None:
