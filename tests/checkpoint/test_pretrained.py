@@ -14,6 +14,8 @@ from fasegr.d2 import DatasetCatalog, MetadataCatalog
 from fasegr.utils.files import write_json
 from tests.checkpoint.hub_server import Hub
 
+pytestmark = pytest.mark.slow
+
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 61, 3)).astype(np.uint8)
 TINY = [
     *("MODEL.DEVICE", "cpu", "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", 5, "MODEL.RESNETS.RES2_OUT_CHANNELS", 8),

@@ -12,6 +12,8 @@ from fasegr.data.image_io import read_label
 from tests.data.catalogs import ADE20K, without
 from tests.datasets.oracle import evaluate
 
+pytestmark = pytest.mark.slow
+
 SPLITS = {"training": ("train", 5), "validation": ("val", 3)}
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -14,6 +14,8 @@ from tests.data.catalogs import CITYSCAPES, without
 from tests.data.cityscapes_tree import write_cityscapes
 from tests.datasets.oracle import evaluate
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

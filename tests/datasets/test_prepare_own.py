@@ -13,6 +13,8 @@ from fasegr import load_cfg
 from fasegr.d2 import DatasetCatalog, MetadataCatalog
 from fasegr.data.semantic_labels import semantic_labels
 
+pytestmark = pytest.mark.slow
+
 HEIGHT, WIDTH = 20, 30
 NAMES = ("a", "b")  # of the images
 TRUTH = np.zeros((HEIGHT, WIDTH), np.uint8)  # a cat of 16 x 10 before it a dog of 4 x 4, and a second cat

@@ -30,6 +30,8 @@ from fasegr.modeling.meta_arch.panoptic_inference import PanopticSegmentation
 from fasegr.utils.memory import current_memory
 from tests.demo.conftest import picture
 
+pytestmark = pytest.mark.slow
+
 REQUESTS = int(os.environ.get("FASEGR_SERVE_REQUESTS", 10))
 
 

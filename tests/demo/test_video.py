@@ -13,6 +13,8 @@ from fasegr import Predictor
 from fasegr.data.augmentation import ResizeShortestEdge
 from fasegr.modeling.meta_arch.instance_inference import Instances
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "configs" / "quickstart" / "faseg_scenes.yaml"
 

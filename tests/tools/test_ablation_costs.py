@@ -6,6 +6,8 @@ from fasegr.analysis.memory import count_training_memory
 from tools import ablation_costs as tool
 from tools.ablation.tables import CONFIGS, TABLES
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def costs():

@@ -4,6 +4,8 @@ import pytest
 
 from tools import analyze_model as tool
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 QUICKSTART = str(ROOT / "configs/quickstart/faseg_scenes.yaml")
 

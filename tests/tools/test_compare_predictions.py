@@ -7,6 +7,8 @@ from PIL import Image
 from fasegr.d2 import DatasetCatalog, MetadataCatalog
 from tools import compare_predictions as tool
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def run(tiny_models, monkeypatch, tmp_path, capsys):

@@ -6,6 +6,8 @@ from PIL import Image
 
 from tools import evaluate_report as tool
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def dataset(tmp_path):

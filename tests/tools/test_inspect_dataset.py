@@ -14,6 +14,8 @@ from fasegr.visualization import inspection_page
 from fasegr.visualization.html_page import Markup
 from tools.inspect_dataset import main
 
+pytestmark = pytest.mark.slow
+
 SIZE = (60, 80)
 
 

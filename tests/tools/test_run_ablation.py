@@ -9,6 +9,8 @@ from tests.tools.ablation.study import TRAINER
 from tools import run_ablation as tool
 from tools.ablation import execution
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 STEPS = ["SOLVER.MAX_ITER", "4"]
 

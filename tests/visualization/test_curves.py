@@ -5,6 +5,8 @@ from PIL import Image
 
 from fasegr.visualization.curves import plot_training
 
+pytestmark = pytest.mark.slow
+
 
 def write(path, entries) -> None:
     path.write_text("".join(entry if isinstance(entry, str) else json.dumps(entry) + "\n" for entry in entries))

@@ -11,6 +11,8 @@ from fasegr.visualization import report_page
 from fasegr.visualization.report_page import write_comparison_page, write_report_page
 from tests.evaluation.test_sem_seg import Case
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["<b>sky</b>", "a$b$c_d", "空", "hedge & wall", "lost"]
 
 

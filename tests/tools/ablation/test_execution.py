@@ -11,6 +11,8 @@ from tests.tools.ablation.study import finish, runs
 from tools.ablation.execution import CONSOLE, command, execute
 from tools.ablation.runs import iterations_done, locked, score
 
+pytestmark = pytest.mark.slow
+
 
 def run_all(planned, **keywords):
     said = []

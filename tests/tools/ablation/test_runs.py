@@ -6,6 +6,8 @@ from tests.tools.ablation.study import ROWS, TABLE, cells, finish, runs
 from tools.ablation.runs import iterations_done, locked, plan, resolve_base, score, write_identity
 from tools.ablation.tables import CONFIGS, TABLES
 
+pytestmark = pytest.mark.slow
+
 QUICKSTART = CONFIGS / "quickstart/faseg_scenes.yaml"
 
 

@@ -17,6 +17,8 @@ from tools.ablation.execution import CONSOLE
 from tools.ablation.runs import iterations_done, locked, score
 from tools.ablation.slurm import SubmittedRun, submit
 
+pytestmark = pytest.mark.slow
+
 
 class Executor:
     """Runs each job when it is submitted."""

@@ -15,6 +15,8 @@ from tools.ablation.tables import (
     table,
 )
 
+pytestmark = pytest.mark.slow
+
 FASEG = "MODEL.FASEG."
 MASK2FORMER = {
     "MODEL.MASK_FORMER.DEC_LAYERS": 10,
