@@ -134,10 +134,8 @@ def test_freezing(build):
 
 def test_what_is_frozen_stays_in_evaluation_mode():
     backbone = resnet("BN")
-    frozen = freeze(backbone, 2)
-    backbone.train()
-    for module in frozen:
-        module.eval()
+    assert backbone.training
+    freeze(backbone, 2)
     backbone(torch.randn(2, 3, 64, 64))
     moved = {name for name, value in backbone.named_buffers() if name.endswith("running_mean") and value.any()}
     assert moved and not any(name.startswith(("stem", "res2")) for name in moved)
