@@ -12,7 +12,7 @@ from typing import Any
 import fasegr.modeling  # noqa: F401 (registers architecture, head and backbones)
 from fasegr import config
 from fasegr.checkpoint import load_checkpoint
-from fasegr.checkpoint.hub import HUB, check_repository, local_folder
+from fasegr.checkpoint.hub import HUB, local_folder
 from fasegr.config import add_fasegr_config
 from fasegr.d2 import CfgNode, build_model
 from fasegr.data.datasets import check_num_classes, register_all, register_from_config
@@ -55,8 +55,10 @@ def from_pretrained(model: str | os.PathLike, opts: Sequence[Any] = ()) -> Predi
     """
     path = os.path.expanduser(os.fspath(model))
     if not path.startswith(HUB) and not os.path.exists(path):
-        check_repository(path.partition("@")[0])
-        path = HUB + path
+        try:
+            path = local_folder(HUB + path)
+        except (ValueError, ConnectionError) as error:
+            raise type(error)(f"there is no folder {path} (working directory: {os.getcwd()}), and {error}") from error
     return Predictor(load_cfg(path, opts))
 
 

@@ -309,7 +309,8 @@ def _sizes(cfg: CfgNode, train: Sequence[Split]):
     if given.DATASET_MAPPER_NAME.endswith("lsj"):
         return
     typical = float(np.median(given.MIN_SIZE_TRAIN))
-    if typical and not 2 / 3 <= given.MIN_SIZE_TEST / typical <= 1.5:
+    fixed = given.FIXED_SIZE_TEST or not given.MIN_SIZE_TEST  # not by the shorter side
+    if typical and not fixed and not 2 / 3 <= given.MIN_SIZE_TEST / typical <= 1.5:
         yield Finding(
             "advice",
             "Images are tested at another size than they are trained at",

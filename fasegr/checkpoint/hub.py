@@ -14,7 +14,7 @@ from typing import Any
 __all__ = ["HUB", "check_installed", "check_repository", "local_folder", "upload"]
 
 HUB = "hf://"
-_REPOSITORY = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
+_REPOSITORY = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}")
 _ALWAYS = ("config.yaml", "config.json", "preprocessor_config.json", "processor_config.json")
 # The preferred first; the others are not downloaded.
 _WEIGHTS = (
@@ -105,8 +105,8 @@ def _reason(error: Exception, writes: bool = False) -> str:
         return "it has no such revision; name a branch, a tag or a commit after the @, or none"
     if status == 403:
         return f"this account may not do that; {login}, with a token that may write"
-    first = next(iter(str(error).strip().splitlines()), "")[:300]
+    text = " ".join(str(error).split())[:300]
     advice = ""
     if isinstance(error, errors.LocalEntryNotFoundError) or type(error).__module__.startswith("httpx"):
         advice = f". {endpoint} cannot be reached; a folder that was fetched by hand can be named instead"
-    return f"{type(error).__name__}: {first.rstrip('.')}{advice}"
+    return f"{type(error).__name__}: {text.rstrip('.')}{advice}"

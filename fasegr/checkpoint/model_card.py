@@ -48,7 +48,9 @@ def read_run(weights: str, folder: str | os.PathLike | None) -> Run:
     folder: None is the one that the file is in. Scores of other weights are not taken. Raises FileNotFoundError for a
     folder that is not there.
     """
-    beside = None if not weights or "://" in weights else Path(weights).expanduser().absolute().parent
+    beside = None if not weights or "://" in weights else Path(weights).expanduser().absolute()
+    if beside is not None and not beside.is_dir():
+        beside = beside.parent
     if folder is not None and not Path(folder).is_dir():
         raise FileNotFoundError(f"there is no folder {folder}; it is the OUTPUT_DIR of a training or an evaluation")
     folders = [Path(f) for f in dict.fromkeys(f for f in (folder, beside) if f is not None)]

@@ -266,8 +266,9 @@ def test_what_the_hub_refuses_is_one_sentence(hub, monkeypatch):
         fasegr.from_pretrained("me/empty")
     with pytest.raises(ConnectionError, match="no such revision"):
         fasegr.from_pretrained("me/empty@v3")
-    with pytest.raises(ValueError, match="'a/b/c' is no name of a model on the hub"):
-        fasegr.from_pretrained("a/b/c")
+    for name in ("a/b/c", "./garden", "garden"):
+        with pytest.raises(ValueError, match=f"there is no folder {name} .*'{name}' is no name of a model on the hub"):
+            fasegr.from_pretrained(name)
     monkeypatch.setenv("HF_TOKEN", "wrong")
     with pytest.raises(ConnectionError, match=r"could not upload to me/new: .*hf auth login"):
         model.push_to_hub("me/new")
