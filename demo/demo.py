@@ -219,20 +219,19 @@ def drawing_of(args: argparse.Namespace, cfg) -> Drawing:
     return Drawing(args.alpha, args.confidence, args.confidence, args.min_area)
 
 
-def run_video(args: argparse.Namespace, predictor: Predictor, drawing: Drawing) -> int:
+def run_video(args: argparse.Namespace, cfg, drawing: Drawing) -> int:
     """--video-input and --webcam. Returns the exit code."""
     from demo import video  # imports OpenCV, which images do without
 
-    if args.webcam:
-        print(f"{video.show_camera(predictor, drawing)} frames shown")
-        return 0
-    frames = video.open_frames(args.video_input, args.fps)
     if not args.output:
-        print(f"{video.show_frames(predictor, frames, drawing)} frames shown")
+        video.check_window("--webcam" if args.webcam else "--video-input without --output")
+    frames = video.Camera() if args.webcam else video.open_frames(args.video_input, args.fps)
+    if not args.output:
+        print(f"{video.show_frames(Predictor(cfg), frames, drawing)} frames shown")
         return 0
     output = video.video_name(args.output, args.video_input)
     labels = output.with_name(f"{output.stem}_labels") if args.labels else None
-    done, failed = video.segment_frames(predictor, frames, output, drawing, args.batch_size, labels)
+    done, failed = video.segment_frames(Predictor(cfg), frames, output, drawing, args.batch_size, labels)
     print(f"{done} frames done; the result is {output}" + (f", and labels are in {labels}" if labels else ""))
     if failed:
         print("Failed:", *(f"  {message}" for message in failed), sep="\n", file=sys.stderr)
@@ -249,9 +248,9 @@ def main(argv: list[str] | None = None) -> int:
         cfg = load_cfg(args.config_file, [*args.opts, *save])
         tune_process(tuned_allocator=cfg.SPEED.TUNED_ALLOCATOR, threads=cfg.SPEED.THREADS)
         drawing = drawing_of(args, cfg)
-        predictor = Predictor(cfg)
         if not args.input:
-            return run_video(args, predictor, drawing)
+            return run_video(args, cfg, drawing)
+        predictor = Predictor(cfg)
         saved = saved_files(args, cfg, predictor, drawing.min_score)
     failed = run(predictor, targets, args.labels, drawing, saved)
     print(f"{len(targets) - len(failed)} of {len(targets)} images done; the results are in {args.output}")

@@ -93,7 +93,7 @@ class PageModel:
                 sure = _in_steps(confidence(result.pop("sem_seg"), labels)).numpy()
                 result["sem_seg_labels"] = labels
         if "instances" in result:
-            result = leave_out(result, MIN_SCORE)
+            result |= leave_out({"instances": result["instances"]}, MIN_SCORE)
         seconds = time.perf_counter() - start
         return Segmentation(*self._segments(result), sure, result, seconds)
 

@@ -24,7 +24,7 @@ from fasegr.evaluation.labels import predicted_labels
 from fasegr.evaluation.prediction_files import label_file_names, write_label_png
 from fasegr.utils.files import replacing_name
 
-__all__ = ["CODECS", "open_frames", "segment_frames", "show_camera", "show_frames", "video_name"]
+__all__ = ["CODECS", "Camera", "check_window", "open_frames", "segment_frames", "show_frames", "video_name"]
 
 # What every OpenCV can write. H.264 is not among them: the builds on PyPI have no encoder for it.
 CODECS = {".mp4": "mp4v", ".webm": "VP80", ".avi": "MJPG", ".mkv": "mp4v", ".mov": "mp4v"}
@@ -274,7 +274,6 @@ def _draw(predictor: Predictor, frame: Frame, result: dict, drawing: Drawing) ->
 
 def show_frames(predictor: Predictor, frames: Frames, drawing: Drawing) -> int:
     """Draw the predictions in a window, as they come; Esc ends. Returns the number of frames."""
-    _check_window("--video-input without --output")
     count = 0
     try:
         for frame in tqdm(frames, total=frames.count, unit="frame", dynamic_ncols=True):
@@ -292,7 +291,7 @@ def show_frames(predictor: Predictor, frames: Frames, drawing: Drawing) -> int:
     return count
 
 
-class _Camera:
+class Camera:
     """The frames of the first camera, without end. Raises OSError if there is none."""
 
     count = None
@@ -316,13 +315,7 @@ class _Camera:
             self._video.release()
 
 
-def show_camera(predictor: Predictor, drawing: Drawing) -> int:
-    """`show_frames` of the first camera."""
-    _check_window("--webcam")
-    return show_frames(predictor, _Camera(), drawing)
-
-
-def _check_window(option: str) -> None:
+def check_window(option: str) -> None:
     """Raises ImportError if this OpenCV shows no windows, OSError where there is no screen; both end OpenCV itself with
     errors that do not say so."""
     gui = re.search(r"^\s*GUI:\s*(\S+)", cv2.getBuildInformation(), re.MULTILINE)

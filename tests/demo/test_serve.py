@@ -268,8 +268,8 @@ def test_instances(model_of):
     masks = torch.zeros(3, 4, 6, dtype=torch.bool)
     masks[0, :, :4] = masks[1, 1:3, 2:] = masks[2] = True
     instances = Instances(torch.tensor([0.9, 0.75, 0.3]), torch.tensor([1, 1, 0]), masks)
-    options = ("MODEL.MASK_FORMER.TEST.SEMANTIC_ON", False, "MODEL.MASK_FORMER.TEST.INSTANCE_ON", True)
-    model = model_of({"instances": instances}, *options)
+    result = {"instances": instances, "sem_seg_labels": torch.zeros(4, 6, dtype=torch.uint8)}
+    model = model_of(result, "MODEL.MASK_FORMER.TEST.INSTANCE_ON", True)
     found = model.segment(Image.new("RGB", (6, 4)))
     assert [(s["name"], s["area"], s["score"]) for s in found.segments] == [("cat", 12, 0.9), ("cat", 8, 0.75)]
     assert found.segments[0]["color"] != found.segments[1]["color"]
