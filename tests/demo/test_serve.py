@@ -61,6 +61,8 @@ def test_an_answer_is_the_predictors(page):
     assert areas == {int(c): int((labels == c).sum()) for c in np.unique(labels)}
     names = {segment["label"]: segment["name"] for segment in answer["models"][0]["segments"]}
     assert all(page.model.predictor.class_names[label] == name for label, name in names.items())
+    colors = {segment["label"]: segment["color"] for segment in answer["models"][0]["segments"]}
+    assert any(colors) and all(page.model.predictor.colors[label].tolist() == color for label, color in colors.items())
 
     base = f"/api/pictures/{answer['id']}/0"
     sure = np.frombuffer(gzip.decompress(page("GET", f"{base}/maps/confidence").content), np.uint8).reshape(64, 80)

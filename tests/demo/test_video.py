@@ -20,16 +20,17 @@ QUICKSTART = ROOT / "configs" / "quickstart" / "faseg_scenes.yaml"
 
 
 class Sides(nn.Module):
-    """A segmentor of two classes, dark and bright, that remembers how many images it got at a time."""
+    """A segmentor of two classes, dark and bright, that remembers how many images it got at a time, and how bright."""
 
     def __init__(self):
         super().__init__()
-        self.batches = []
+        self.batches, self.brightness = [], []
 
     def forward(self, samples):
         self.batches.append(len(samples))
         results = []
         for sample in samples:
+            self.brightness.append(sample["image"].float().mean().item())
             bright = sample["image"].float().mean(0) / 255
             bright = nn.functional.interpolate(bright[None, None], (sample["height"], sample["width"]))[0, 0]
             results.append({"sem_seg": torch.stack([1 - bright, bright])})
@@ -108,7 +109,7 @@ def test_labels_of_frames_in_batches(run, tmp_path, model):
         assert labels.shape == (40, 60) and abs(edge(labels) - 20 - 2 * number) <= 2
 
 
-def test_a_folder_of_frames(run, tmp_path, capsys):
+def test_a_folder_of_frames(run, tmp_path, capsys, model):
     """In the order of their numbers; broken frames and those of another size are named, and the others are done."""
     (tmp_path / "shots").mkdir()
     for number in range(12):
@@ -121,6 +122,7 @@ def test_a_folder_of_frames(run, tmp_path, capsys):
     assert len(seen) == 10 and cv2.VideoCapture("out/shots.mp4").get(cv2.CAP_PROP_FPS) == 5
     assert seen[0].shape[0] % 2 == 0 and seen[0].shape[0] >= 41  # no row is cut off
     assert edge(np.asarray(Image.open("out/shots_labels/f10.png"))) == pytest.approx(40, abs=2)
+    assert model.brightness == sorted(model.brightness, reverse=True)
     captured = capsys.readouterr()
     assert "10 frames done" in captured.out
     listed = captured.err.split("Failed:")[1]
