@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 from torch.multiprocessing import ProcessExitedException
 
 from fasegr.d2 import RUNTIME, comm, default_argument_parser, default_setup, setup_logger
@@ -187,13 +188,24 @@ def _join(task: Task, cfg) -> None:
         torch.cuda.set_device(0 if torch.cuda.device_count() == 1 else task.local_rank)
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
-        init_method=task.url,
+        **_meeting_place(task),
         rank=task.rank,
         world_size=task.world_size,
         timeout=TIMEOUT,
     )
     comm.create_local_process_group(task.local_size)
     comm.synchronize()
+
+
+def _meeting_place(task: Task) -> dict:
+    """Where the processes find one another: an argument of `init_process_group`."""
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT")
+    if task.url != "env://" or restart is None or task.local_size < task.world_size:
+        return {"init_method": task.url}
+    # torchrun's store outlives a restart, with the addresses of processes that are gone. Each node counts its own
+    # restarts, so the count tells them apart on a single node only.
+    store, _, _ = next(rendezvous(task.url, task.rank, task.world_size, timeout=TIMEOUT))
+    return {"store": dist.PrefixStore(f"restart {restart}", store)}
 
 
 def _first_host(url: str, one: bool) -> str:
