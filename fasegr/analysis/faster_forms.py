@@ -13,7 +13,7 @@ from fasegr.modeling.ops.class_argmax import class_argmax
 from fasegr.modeling.ops.convolution import conv2d, uses_patch_products
 from fasegr.modeling.ops.deformable_attention import compare_with_grid, sample_by_bag
 from fasegr.modeling.ops.kernel_check import Deviation, deviations
-from fasegr.modeling.ops.point_sample import TableSampler, sample_points, supports_table
+from fasegr.modeling.ops.point_sample import TableSampler, bags_of_points, sample_points, supports_table
 from fasegr.modeling.ops.switches import enabled
 from fasegr.modeling.ops.triton_deformable_attention import sample_by_triton
 from fasegr.modeling.ops.triton_support import why_not
@@ -79,7 +79,9 @@ def _point_table(device: torch.device, dtype: torch.dtype) -> Comparison:
     if not supports_table(coords):
         return Comparison("for CPUs and NVIDIA GPUs", [])
     plain = partial(sample_points, coords=coords.cpu().double())
-    return Comparison("", deviations(TableSampler(coords, 9, 7), plain, [_random((5, 9, 7), device, dtype)], ["maps"]))
+    starts = torch.arange(0, 4 * len(coords), 4, device=device)
+    sampler = TableSampler(*bags_of_points(coords, 9, 7), starts, 9, 7)
+    return Comparison("", deviations(sampler, plain, [_random((5, 9, 7), device, dtype)], ["maps"]))
 
 
 def _random(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> torch.Tensor:

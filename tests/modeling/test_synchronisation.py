@@ -84,7 +84,7 @@ def test_training_up_to_the_losses(on_fake_gpu, monkeypatch, dtype):
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)  # without a GPU
     model, batch = on_gpu()
     seen = []
-    model.criterion.forward = lambda outputs, targets: seen.append((outputs, targets)) or loss_of(outputs)
+    model.criterion.forward = lambda outputs, targets, _: seen.append((outputs, targets)) or loss_of(outputs)
     with NoWaiting(), torch.autocast("cuda", dtype=dtype, enabled=dtype is not None):
         model(batch)
     ((outputs, targets),) = seen
@@ -121,7 +121,7 @@ def test_on_a_gpu(opts, training):
     """The same, checked by CUDA itself."""
     model, batch = on_gpu(*opts)
     model.train(training)
-    model.criterion.forward = lambda outputs, targets: loss_of(outputs)
+    model.criterion.forward = lambda outputs, targets, _: loss_of(outputs)
     with torch.set_grad_enabled(training):
         model(batch)  # compiles kernels and creates handles, which may wait
         torch.cuda.set_sync_debug_mode("error")
