@@ -103,9 +103,15 @@ def _waits(func, args, kwargs, out) -> bool:
     return moved and not kwargs.get("non_blocking", args[2] if len(args) > 2 else False)
 
 
+# Where torch asks for no driver before it makes a tensor without values; 2.7 does.
+AVAILABLE = torch.cuda.is_available() or hasattr(torch._C, "_ensureCUDADeviceGuardSet")
+
+
 @contextmanager
 def on_fake_gpu() -> Iterator[None]:
     """Tensors have no values; those on "cuda" are as on a GPU for which every kernel exists."""
+    if not AVAILABLE:
+        raise RuntimeError(f"torch {torch.__version__} needs a GPU to count for one; 2.11 does not")
     with ExitStack() as stack:
         for owner, name, replacement in (
             (triton_deformable_attention, "has_triton", lambda index, dtype: True),

@@ -16,6 +16,9 @@ from fasegr.engine.optimizer import build_gradient_clipper, build_optimizer
 from fasegr.engine.train_step import TrainStep
 from tests.modeling.meta_arch.test_segmentor import SMALL
 
+pytestmark = pytest.mark.skipif(
+    not launches.AVAILABLE, reason=f"torch {torch.__version__} needs a GPU to count for one"
+)
 R50 = str(ROOT / "configs/ade20k/semantic-segmentation/faseg_r50.yaml")
 
 
