@@ -50,8 +50,6 @@ def count_training_memory(
 
     amp_dtype: of autocast, None without. float16 counts as bfloat16, which has the same size and works on CPUs.
     """
-    dtype = torch.bfloat16 if amp_dtype == torch.float16 else amp_dtype
-    autocast = contextlib.nullcontext() if dtype is None else torch.autocast("cpu", dtype=dtype)
     saved: dict[int, Tensor] = {}  # by storage; holding a tensor keeps the storage's address from being reused
 
     def save(tensor: Tensor) -> Tensor:
@@ -62,7 +60,7 @@ def count_training_memory(
     network.train()
     with fake:
         images = torch.zeros(batch, len(model.pixel_mean), *size)
-        with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor), autocast:
+        with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor), _autocast(amp_dtype):
             outputs = network.sem_seg_head(network.backbone(images))
         for prediction in tree_leaves(outputs):
             save(prediction)
@@ -90,8 +88,6 @@ def count_training_peak(
     processes. copies: of the trained weights, that the optimizer (AdamW: 2 moments) and an average keep. The matching,
     which values decide, is left out: its costs are computed in tiles before the losses are.
     """
-    dtype = torch.bfloat16 if amp_dtype == torch.float16 else amp_dtype
-    autocast = contextlib.nullcontext() if dtype is None else torch.autocast("cpu", dtype=dtype)
     fake, network = fake_copy(model)
     network.train()
     network.criterion.matcher = _FirstQueries(model.criterion.matcher)
@@ -112,10 +108,15 @@ def count_training_peak(
         before = [*network.parameters(), *network.buffers(), *tree_leaves(samples), *gradients]
         alive = _Alive(before)
         with alive:
-            with autocast:
+            with _autocast(amp_dtype):
                 loss = sum(network(samples).values())
             loss.backward()
     return alive.peak + copies * sum(p.numel() * p.element_size() for p in trained)
+
+
+def _autocast(amp_dtype: torch.dtype | None) -> contextlib.AbstractContextManager:
+    dtype = torch.bfloat16 if amp_dtype == torch.float16 else amp_dtype
+    return contextlib.nullcontext() if dtype is None else torch.autocast("cpu", dtype=dtype)
 
 
 class _Alive(TorchDispatchMode):

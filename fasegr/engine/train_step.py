@@ -124,7 +124,7 @@ class TrainStep:
         values = torch.stack([loss.float().reshape(()) for of_batch in losses for loss in of_batch.values()])
         broken = self._broken(values, grad_norm)
         own = self._row(values, grad_norm, data_time, stop, broken)
-        gathers = (iteration + 1) % self.gather_period == 0
+        gathers = comm.get_world_size() == 1 or (iteration + 1) % self.gather_period == 0
         shared = _over_processes(own if gathers else own[-_SHARED:])
         files = [_files(batch) for batch in batches]
         self._in_flight = self._to_host(iteration, list(losses[0]), files, own, shared)

@@ -68,6 +68,10 @@ def test_accumulation_equals_the_whole_batch():
     torch.testing.assert_close(whole.state_dict(), parts.state_dict())
 
 
+def test_a_single_process_has_nothing_to_gather():
+    assert make_step(Model(), gather_period=20).run(0, [samples(1)]).losses
+
+
 def test_the_wish_to_stop_comes_back():
     step = make_step(Model())
     assert step.run(0, [samples(1)], stop=True).stop
